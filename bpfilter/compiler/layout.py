@@ -1,0 +1,149 @@
+"""The compiled form of one chain, laid out as the BPF program reads it.
+
+A packet is classified so (per chain, called *slot* in the program):
+
+1. Every used axis maps its field's value to a class id.
+   - `DIRECT`: class = ids[base + value] for value < size (a value ≥ size cannot occur).
+   - `TRIE4` (IPv4 addresses a): x = ids[base + (a >> 16)]; while x has bit 31 set, the next x is
+     ids[base + 65536 + (x & 0x7fffffff) * 256 + byte], byte = (a >> 8) & 255, then a & 255;
+     the class is the first x without bit 31.
+   - `BOUNDS6` (IPv6 addresses): `bounds` holds sorted (high, low) u64 pairs from `bounds_base`,
+     the first is (0, 0); class = ids[base + i], i = index of the last bound ≤ the address.
+   - `MAC`: v = macs.get(address, 0); class = ids[base + v]; v = 0 is "any other address".
+2. Small axes are folded, in AXES order, into service groups: an axis with `combine == 0` starts a
+   new group (acc = class); one with `combine == 1` continues it:
+   acc = ids[combine_base + acc * classes + class]. SOURCE and DESTINATION are groups of their own.
+3. Each group's acc selects a row: rows[row_base + acc]. The state class s selects
+   rows[state_row_base + s]. All bit vectors of the chain's entries are ANDed: bit i of the result
+   says that entry i holds the packet in that state.
+4. A row is `row_words` u64: `summary_words` u64 whose bit w says that leaf word w (entries
+   64w … 64w+63) is not zero, then u32 block references, two per u64 (low half first):
+   reference j is the index in `blocks` of the 8 leaf words 8j … 8j+7.
+5. ops[i] = kind << 28 | argument, kind as `OpKind`. Walks go as `ir` says. Node transitions:
+   start at node `root`; for every state class in order, each ITEM takes edges[(node, item)]
+   (missing → node 0), a final ACCEPT, DROP or PUNT takes nodes[node][0, 1 or 2]. PUNT first goes
+   back to the node at which this state's walk began. A terminal item ends the walk by itself.
+   After the last state, nodes[node][3] is `code | outcome << 8`; node 0 is dead: all zero, PUNT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from bpfilter.compiler.ir import FlatChain, Function
+from bpfilter.ruleset.fields import Field
+
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+
+TRIE_POINTER = 0x80000000
+MAX_ENTRIES = 1 << 18
+MAX_GROUPS = 8  # service groups plus the two addresses
+BLOCK_WORDS = 8
+
+
+class AxisKind(IntEnum):
+    UNUSED = 0
+    DIRECT = 1
+    TRIE4 = 2
+    BOUNDS6 = 3
+    MAC = 4
+
+
+AXES: tuple[Field, ...] = (
+    Field.SOURCE,
+    Field.DESTINATION,
+    Field.PROTOCOL,
+    Field.DESTINATION_PORT,
+    Field.SOURCE_PORT,
+    Field.TCP_FLAGS,
+    Field.ICMP_TYPE,
+    Field.IN_INTERFACE,
+    Field.OUT_INTERFACE,
+    Field.LENGTH,
+    Field.TTL,
+    Field.TOS,
+    Field.MAC_SOURCE,
+    Field.PACKET_TYPE,
+    Field.SOURCE_TYPE,
+    Field.DESTINATION_TYPE,
+    Field.MASKS,
+)
+"""Order of axes in the program's slot configuration; the index is the axis number.
+FRAGMENT has no axis: fragments are punted, so its value is 0 wherever a table is consulted."""
+
+
+class Outcome(IntEnum):
+    """What the classifier decided; `PUNT` has no code."""
+
+    PUNT = 0
+    ACCEPT = 1
+    DROP = 2
+    RESIDUAL = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One used axis. All bases are relative to the chain's own arrays."""
+
+    field: Field
+    kind: AxisKind
+    base: int
+    size: int
+    classes: int
+    combine: bool = False
+    combine_base: int = 0
+    bounds_base: int = 0
+    bounds_count: int = 0
+    row_base: int = 0
+    """Of the group this axis is the last member of (rows are looked up once per group)."""
+    ends_group: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ChainTables:
+    """Arrays of one chain, ready to be copied into maps at a base.
+
+    ids: u32[n]; bounds: u64[n, 2] (high, low); rows: u64[n, row_words]; blocks: u64[n, 8]
+    (block 0 is all zero); ops: u32[entries]; macs: address → value.
+    """
+
+    flat: FlatChain
+    axes: tuple[Axis, ...]
+    state_classes: tuple[int, ...]
+    state_row_base: int
+    summary_words: int
+    row_words: int
+    ids: U32
+    bounds: U64
+    rows: U64
+    blocks: U64
+    ops: U32
+    macs: Mapping[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        return int(
+            self.ids.nbytes
+            + self.bounds.nbytes
+            + self.rows.nbytes
+            + self.blocks.nbytes
+            + self.ops.nbytes
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Transitions:
+    """The trie over walks. nodes: u32[n, 4]; node 0 is dead, node 1 the root.
+
+    `functions[node]` is the function that a final node stands for.
+    """
+
+    nodes: U32
+    edges: Mapping[tuple[int, int], int]
+    functions: Mapping[int, Function]
