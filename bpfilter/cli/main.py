@@ -1,0 +1,86 @@
+"""The `bpfilter` command: one verb per module, errors as sentences, exit codes for scripts.
+
+Exit codes: 0 done, no difference; 1 failed, or verify diverged; 2 ruleset refused (plan, eval,
+verify) or there is a change (diff); 64 usage.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import typer
+from rich.console import Console
+
+from bpfilter import __version__
+from bpfilter.cli.plan import plan_command
+from bpfilter.errors import BpfilterError
+
+EPILOG = "Exit codes: 0 done · 1 failed or diverged · 2 ruleset refused · 64 usage."
+
+app = typer.Typer(
+    name="bpfilter",
+    help="Answer iptables' verdicts from BPF, exactly, and fall back to iptables at any moment.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bpfilter {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", callback=_version, is_eager=True
+    ),
+) -> None:
+    """Answer iptables' verdicts from BPF, exactly, and fall back to iptables at any moment."""
+
+
+app.command("plan", epilog=EPILOG)(plan_command)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code; never lets a traceback reach a user."""
+    errors = Console(stderr=True, highlight=False)
+    try:
+        code = typer.main.get_command(app).main(
+            arguments, prog_name="bpfilter", standalone_mode=False
+        )
+    except click.UsageError as error:
+        error.show()
+        return 64
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 64
+    except (click.Abort, KeyboardInterrupt):
+        errors.print("[yellow]stopped[/]")
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return 1
+    except BpfilterError as error:
+        errors.print(f"[bold red]bpfilter:[/] {_escape(error.message)}", soft_wrap=True)
+        if error.hint:
+            errors.print(f"  [cyan]hint:[/] {_escape(error.hint)}", soft_wrap=True)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _escape(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode().replace("[", "\\[")
+
+
+def main() -> None:
+    sys.exit(run())

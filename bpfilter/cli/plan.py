@@ -1,0 +1,119 @@
+"""`bpfilter plan`: translate a ruleset and say what becomes of every rule."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bpfilter.analysis.equivalence import Proof, prove
+from bpfilter.analysis.fates import fates
+from bpfilter.compiler.compile import assemble, compile_ruleset
+from bpfilter.errors import ProofFailed
+from bpfilter.report.document import Document, plan_document
+from bpfilter.report.text import render_plan
+from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.live import read_live
+from bpfilter.ruleset.model import Backend, Ruleset
+from bpfilter.ruleset.read import read_file
+
+
+class Format(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
+RulesetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ruleset",
+        metavar="FILE|-",
+        help="iptables-save text; - reads standard input. Without it: the live ruleset.",
+    ),
+]
+BackendOption = Annotated[
+    Backend | None,
+    typer.Option("--backend", help="Which iptables holds (or checks) the rules."),
+]
+FamilyOption = Annotated[
+    Family | None,
+    typer.Option(
+        "--family", help="Default: what the text says of itself, else its addresses, else ipv4."
+    ),
+]
+
+
+def load(ruleset: str | None, backend: Backend | None, family: Family | None) -> Ruleset:
+    """Read the ruleset that the options name; raises RulesetRefused or LiveReadError."""
+    if ruleset is None:
+        return read_live(family or Family.IPV4, backend)
+    return read_file(ruleset, family=family, backend=backend)
+
+
+def plan_command(
+    ruleset: RulesetOption = None,
+    backend: BackendOption = None,
+    family: FamilyOption = None,
+    output: Annotated[Format, typer.Option("--format", help="Report form.")] = Format.TEXT,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="List every rule, not only the odd ones.")
+    ] = False,
+    proof_seconds: Annotated[
+        float, typer.Option(min=0.0, help="Time bound of the equivalence proof of one chain.")
+    ] = 30.0,
+) -> None:
+    """Translate a ruleset and say what becomes of every rule. Changes nothing.
+
+    Every rule gets a [bold]fate[/]: native (decided in BPF), residual (BPF, then its dynamic
+    rest in iptables), punt (the original rules), unreachable, or kept (not taken over).
+
+    Example: [cyan]iptables-save | bpfilter plan --ruleset -[/]
+    """
+    console = Console(stderr=True)
+    with console.status("reading the ruleset") as status:
+        started = time.perf_counter()
+        source = load(ruleset, backend, family)
+        read = time.perf_counter() - started
+        document = make_document(source, read, proof_seconds, status.update)
+    if output is Format.JSON:
+        json.dump(document, sys.stdout, indent=1)
+        sys.stdout.write("\n")
+    else:
+        render_plan(document, Console(highlight=False), verbose=verbose)
+    if not document["proof"]["holds"]:
+        raise ProofFailed(
+            "the compiled tables do not equal the ruleset",
+            hint="this is a defect of bpfilter: please report it with the ruleset",
+        )
+
+
+def make_document(
+    source: Ruleset, read_seconds: float, proof_seconds: float, say: object = None
+) -> Document:
+    """Compile, prove and judge a ruleset; `say` is called with the step that begins."""
+    tell = say if callable(say) else lambda _text: None
+    tell("compiling")
+    started = time.perf_counter()
+    plan = compile_ruleset(source)
+    image = assemble([plan])
+    compiled = time.perf_counter() - started
+    proofs: dict[tuple[str, str], Proof] = {}
+    for key, chain in plan.chains.items():
+        tell(f"proving {key[0]} {key[1]}")
+        proofs[key] = prove(source, chain, seconds=proof_seconds)
+    proved = time.perf_counter() - started - compiled
+    tell("judging the rules")
+    judged = fates(plan, proofs)
+    seconds = {
+        "read": read_seconds,
+        **plan.seconds,
+        "plan": compiled,
+        "proof": proved,
+        "total": read_seconds + time.perf_counter() - started,
+    }
+    return plan_document(plan, image, proofs, judged, seconds)
