@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+# The habits: make demo, make test, make lint, make bench, make fuzz N=2000.
+
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+TEMPLATES := bpfilter/_templates
+BPF_SOURCES := $(wildcard bpf_templates/*)
+
+# Property tests and packets per ruleset of `make fuzz`; the seed makes a run repeatable.
+N ?= 200
+PACKETS ?= 200
+SEED ?= 1
+# Further arguments: make test ARGS='-k parser', make bench ARGS=--quick
+ARGS ?=
+
+.PHONY: help setup system templates demo test lint format bench fuzz wheel lock clean
+
+help:
+	@echo 'make setup      system packages (as root), .venv, BPF templates; quick when done'
+	@echo 'make demo       the whole product in network namespaces, as root'
+	@echo 'make test       all tests; those that need the kernel run as root only'
+	@echo 'make lint       ruff, mypy, import contracts, clang-format'
+	@echo 'make format     ruff and clang-format write'
+	@echo 'make bench      measures planning, proving, loading and classification'
+	@echo 'make fuzz N=200 random rulesets, kernel against program, packet by packet'
+	@echo 'make templates  compiles bpf_templates/ into $(TEMPLATES)/'
+	@echo 'make wheel      dist/bpfilter-*.whl with the compiled templates'
+	@echo 'make lock       writes requirements.lock anew'
+
+setup: $(STAMPS)/system $(STAMPS)/package templates
+
+system $(STAMPS)/system: scripts/system-packages
+	@scripts/system-packages
+	@mkdir -p $(STAMPS)
+	@touch $(STAMPS)/system
+
+$(STAMPS)/locked: requirements.lock | $(STAMPS)/system
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+$(STAMPS)/package: pyproject.toml $(STAMPS)/locked
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# bpf_templates/Makefile knows what is out of date.
+templates: | $(STAMPS)/system
+	@$(MAKE) --no-print-directory -C bpf_templates
+
+demo: setup
+	$(BIN)/bpfilter demo $(ARGS)
+
+test: setup
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+
+lint: $(STAMPS)/package
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-cache > $(STAMPS)/imports.log 2>&1 \
+		|| { cat $(STAMPS)/imports.log; exit 1; }
+	@if ls bpf_templates/*.[ch] > /dev/null 2>&1; then \
+		clang-format --dry-run --Werror bpf_templates/*.[ch]; fi
+
+format: $(STAMPS)/package
+	$(BIN)/ruff check --quiet --fix .
+	$(BIN)/ruff format --quiet .
+	@clang-format -i bpf_templates/*.[ch]
+
+bench: setup
+	$(BIN)/python -m bench $(ARGS)
+
+fuzz: setup
+	$(BIN)/python -m bpfilter.lab.fuzz --rulesets $(N) --packets $(PACKETS) --seed $(SEED) $(ARGS)
+
+wheel: setup
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+lock:
+	PYTHON=$(PYTHON) scripts/lock $(ARGS)
+	@rm -f $(STAMPS)/locked
+
+clean:
+	rm -rf build dist $(TEMPLATES) *.egg-info
