@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from bpfilter.compiler.ir import FlatChain, Function, Verdict, Walk
 from bpfilter.compiler.plan import ChainPlan, Code
+from bpfilter.compiler.scope import closure
 from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.model import Ruleset
+from bpfilter.ruleset.model import Rule, Ruleset
 
 CODES = 256
 
@@ -25,12 +26,18 @@ def describe(ruleset: Ruleset, flat: FlatChain, function: Function) -> str:
         for index in walk.items:
             item = flat.items[index]
             rule = ruleset.rule(item.rule)
-            words = [word for match in rule.matches for word in match.words]
-            parts.append("\x1f".join([item.kind, *words, *rule.target.words]))
+            parts.append("\x1f".join([item.kind, *_words(rule)]))
+            if item.chain is not None:
+                for copied in closure(ruleset.tables[flat.table], item.chain):
+                    parts.extend("\x1f".join([copied.name, *_words(r)]) for r in copied.rules)
         return "\x1e".join([*parts, walk.verdict or "END"])
 
     walks = "\x1d".join(f"{mask}:{walk_text(walk)}" for mask, walk in function.walks)
     return f"{flat.family}\x1c{flat.table}\x1c{flat.chain}\x1c{walks}"
+
+
+def _words(rule: Rule) -> list[str]:
+    return [*(word for match in rule.matches for word in match.words), *rule.target.words]
 
 
 def assign(plans: Sequence[tuple[Ruleset, ChainPlan]], space: int = CODES) -> tuple[Code, ...]:
