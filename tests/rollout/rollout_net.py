@@ -1,0 +1,122 @@
+"""A firewall and a peer in two network namespaces of their own, for the rollout tests."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyroute2 import netns
+
+from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.model import Backend
+
+_COUNT = itertools.count()
+FW4, PEER4 = "10.99.1.1", "10.99.1.2"
+FW6, PEER6 = "fd99::1", "fd99::2"
+
+
+def call(*words: str, data: str | None = None) -> str:
+    done = subprocess.run(words, input=data, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}\n{data or ''}"
+    return done.stdout
+
+
+@contextmanager
+def entered(name: str) -> Iterator[None]:
+    """The calling thread works in another network namespace."""
+    netns.pushns(name)
+    try:
+        yield
+    finally:
+        netns.popns()
+
+
+class Net:
+    """`fw` has v1 towards `peer`; the firewall's legacy tools use a lock of their own."""
+
+    def __init__(self) -> None:
+        tag = f"bpfr{os.getpid()}x{next(_COUNT)}"
+        self.fw, self.peer = f"{tag}f", f"{tag}p"
+
+    def __enter__(self) -> Net:
+        try:
+            for name in (self.fw, self.peer):
+                call("ip", "netns", "add", name)
+            self._build()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in (self.fw, self.peer):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+    def _build(self) -> None:
+        call("ip", "-n", self.fw, "link", "add", "v1", "type", "veth", "peer", "name", "p1",
+             "netns", self.peer)  # fmt: skip
+        sides = ((self.fw, "v1", FW4, FW6), (self.peer, "p1", PEER4, PEER6))
+        for name, device, ipv4, ipv6 in sides:
+            call("ip", "-n", name, "link", "set", "lo", "up")
+            call("ip", "-n", name, "addr", "add", f"{ipv4}/24", "dev", device)
+            call("ip", "-n", name, "addr", "add", f"{ipv6}/64", "dev", device, "nodad")
+            call("ip", "-n", name, "link", "set", device, "up")
+
+    def iptables(self, backend: Backend, family: Family = Family.IPV4) -> Iptables:
+        return Iptables(self, backend, family)
+
+    def udp(self, namespace: str, family: Family = Family.IPV4, port: int = 0) -> socket.socket:
+        """A UDP socket bound in a namespace."""
+        with entered(namespace):
+            kind = socket.AF_INET if family is Family.IPV4 else socket.AF_INET6
+            sock = socket.socket(kind, socket.SOCK_DGRAM)
+        sock.settimeout(2)
+        sock.bind(("", port))
+        return sock
+
+    def send(self, port: int, count: int = 1, family: Family = Family.IPV4) -> None:
+        """UDP datagrams from the peer to a port of the firewall, each from a port of its own."""
+        address = FW4 if family is Family.IPV4 else FW6
+        for _ in range(count):
+            with self.udp(self.peer, family) as sock:
+                sock.sendto(b"x", (address, port))
+
+    def frame(self, packet: bytes) -> None:
+        """An IPv4 packet from the peer, whatever it holds."""
+        with entered(self.peer):
+            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        with raw:
+            raw.sendto(packet, (FW4, 0))
+
+
+class Iptables:
+    """One family's tables of the firewall namespace."""
+
+    def __init__(self, net: Net, backend: Backend, family: Family) -> None:
+        self.net = net
+        self.prefix = ("iptables" if family is Family.IPV4 else "ip6tables") + f"-{backend}"
+
+    def restore(self, text: str, *options: str) -> None:
+        with entered(self.net.fw):
+            call(f"{self.prefix}-restore", *options, data=text)
+
+    def save(self, *options: str) -> str:
+        with entered(self.net.fw):
+            return call(f"{self.prefix}-save", *options)
+
+    def packets(self, pattern: str) -> int:
+        """The sum of the packet counters of the rules whose text has the pattern."""
+        counted = re.compile(r"\[(\d+):\d+\] (-A .*)")
+        found = [counted.fullmatch(line) for line in self.save("-c").splitlines()]
+        return sum(int(m[1]) for m in found if m is not None and re.search(pattern, m[2]))
+
+
+def survivors(*ports: int) -> str:
+    """A security table that counts, per UDP port, the packets which filter let pass."""
+    rules = [f"-A INPUT -p udp -m udp --dport {port}" for port in ports]
+    return "\n".join(["*security", ":INPUT ACCEPT [0:0]", *rules, "COMMIT", ""])
