@@ -5,6 +5,7 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
+PIP_INSTALL := $(BIN)/python -m pip install --quiet
 TEMPLATES := bpfilter/_templates
 BPF_SOURCES := $(wildcard bpf_templates/*)
 
@@ -38,12 +39,15 @@ system $(STAMPS)/system: scripts/system-packages
 
 $(STAMPS)/locked: requirements.lock | $(STAMPS)/system
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	@mkdir -p $(STAMPS)
+	@sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock > $(STAMPS)/setuptools.lock
+	$(PIP_INSTALL) --require-hashes --requirement $(STAMPS)/setuptools.lock
+	$(PIP_INSTALL) --require-hashes --use-pep517 --no-build-isolation \
+		--requirement requirements.lock
 	@touch $@
 
 $(STAMPS)/package: pyproject.toml $(STAMPS)/locked
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # bpf_templates/Makefile knows what is out of date.
