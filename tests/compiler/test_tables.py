@@ -1,0 +1,202 @@
+"""Tables answer as the definition of the walk does, for every kind of field and chain."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bpfilter.compiler.classes import Vectors, distinct_blocks, exact_classes
+from bpfilter.compiler.fold import fold
+from bpfilter.compiler.intervals import partition
+from bpfilter.compiler.ir import Entry, OpKind, Space
+from bpfilter.compiler.layout import MAX_ENTRIES, AxisKind
+from bpfilter.compiler.simulate import classify, matching_entries, packet_rows
+from bpfilter.compiler.tables import build_tables
+from bpfilter.compiler.walk import walk
+from bpfilter.errors import CompileError
+from bpfilter.ruleset.fields import ALL_STATES, Family, Field, Intervals
+from tests.compiler.flat_chains import POLICY, chain_of, random_chain, random_packet, space_of
+
+
+def assert_agree(flat, packets) -> None:
+    tables = build_tables(flat)
+    for packet in packets:
+        walks = classify(tables, packet)
+        for mask in tables.state_classes:
+            state = mask & -mask
+            assert walks[mask] == walk(flat, packet, state)[0], (packet, mask)
+
+
+@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("seed", range(12))
+def test_random_chains_give_the_walk_of_the_definition(family: Family, seed: int) -> None:
+    flat = random_chain(seed, (3, 20, 70, 150)[seed % 4], family)
+    rng = random.Random(seed)
+    assert_agree(flat, [random_packet(rng, flat) for _ in range(150)])
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_chains_of_several_stripes_give_the_walk_of_the_definition(family: Family) -> None:
+    flat = random_chain(99, 1500, family)
+    rng = random.Random(5)
+    assert_agree(flat, [random_packet(rng, flat) for _ in range(60)])
+
+
+def test_the_bits_of_a_packet_are_exactly_the_entries_that_hold_it() -> None:
+    flat = random_chain(3, 700, Family.IPV4)
+    tables = build_tables(flat)
+    rng = random.Random(1)
+    for _ in range(40):
+        packet = random_packet(rng, flat)
+        rows = packet_rows(tables, packet)
+        for number, mask in enumerate(tables.state_classes):
+            found = list(matching_entries(tables, [*rows, tables.state_row_base + number]))
+            assert found == [
+                index
+                for index, entry in enumerate(flat.entries)
+                if entry.states & mask
+                and all(packet[field] in values for field, values in entry.box.items())
+            ]
+
+
+def test_a_chain_of_only_a_policy_has_no_axes() -> None:
+    tables = build_tables(chain_of([]))
+    assert tables.axes == ()
+    assert tables.ids.size == 0
+    (mask,) = tables.state_classes
+    assert mask == ALL_STATES
+    assert classify(tables, {})[mask].verdict == "DROP"
+
+
+def test_fields_that_no_entry_constrains_are_left_out() -> None:
+    box = {Field.SOURCE: Intervals.single(10), Field.PROTOCOL: Intervals.single(6)}
+    flat = chain_of([Entry(box, ALL_STATES, OpKind.ACCEPT, 0, POLICY)])
+    assert [axis.field for axis in build_tables(flat).axes] == [Field.SOURCE, Field.PROTOCOL]
+
+
+def test_an_entry_that_wants_a_fragment_applies_to_no_packet() -> None:
+    wanted = {Field.FRAGMENT: Intervals.single(1)}
+    head = {Field.FRAGMENT: Intervals.single(0)}
+    flat = chain_of(
+        [
+            Entry(wanted, ALL_STATES, OpKind.PUNT, 0, POLICY),
+            Entry(head, ALL_STATES, OpKind.ACCEPT, 0, POLICY),
+        ]
+    )
+    assert_agree(flat, [{Field.FRAGMENT: 0}])
+
+
+def test_block_zero_is_zero_and_blocks_are_distinct() -> None:
+    tables = build_tables(random_chain(8, 1200, Family.IPV6))
+    assert not tables.blocks[0].any()
+    assert len(np.unique(tables.blocks, axis=0)) == len(tables.blocks)
+
+
+def test_the_summary_marks_exactly_the_leaf_words_that_are_not_zero() -> None:
+    tables = build_tables(random_chain(8, 1200, Family.IPV4))
+    references = np.ascontiguousarray(tables.rows[:, tables.summary_words :]).view("<u4")
+    words = (tables.blocks[references] != 0).reshape(len(tables.rows), -1)
+    summary = tables.rows[:, : tables.summary_words].copy().view(np.uint8)
+    bits = np.unpackbits(summary, axis=1, bitorder="little").astype(bool)
+    assert (bits[:, : words.shape[1]] == words[:, : bits.shape[1]]).all()
+
+
+def test_equal_chains_give_equal_tables() -> None:
+    first = build_tables(random_chain(4, 600, Family.IPV4))
+    second = build_tables(random_chain(4, 600, Family.IPV4))
+    assert first.axes == second.axes
+    for name in ("ids", "bounds", "rows", "blocks", "ops"):
+        assert (getattr(first, name) == getattr(second, name)).all()
+
+
+def test_classes_whose_hashes_collide_are_split_by_their_vectors() -> None:
+    refs = np.array([[1, 1, 2, 2, 1], [7, 7, 7, 8, 7]], np.int64)
+    classes, columns = exact_classes(np.zeros(5, np.int64), 2, lambda stripe: refs[stripe])
+    assert (columns[:, classes] == refs).all()
+    assert columns.shape == (2, 3)
+
+
+def test_blocks_whose_hashes_collide_stay_apart() -> None:
+    rng = np.random.default_rng(1)
+    blocks = rng.integers(0, 3, (400, 8), np.uint64)
+    distinct, inverse = distinct_blocks(blocks)
+    assert (distinct[inverse] == blocks).all()
+    assert len(np.unique(distinct, axis=0)) == len(distinct)
+
+
+def test_folding_gives_the_conjunction_of_both_vectors() -> None:
+    rng = np.random.default_rng(2)
+    left = Vectors(
+        rng.integers(0, 9, (3, 20)).astype(np.uint32), rng.integers(0, 9, (9, 8), np.uint64)
+    )
+    right = Vectors(
+        rng.integers(0, 5, (3, 11)).astype(np.uint32), rng.integers(0, 9, (5, 8), np.uint64)
+    )
+    table, folded = fold(left, right)
+    for a in range(20):
+        for b in range(11):
+            both = left.blocks[left.refs[:, a]] & right.blocks[right.refs[:, b]]
+            assert (folded.blocks[folded.refs[:, table[a * 11 + b]]] == both).all()
+
+
+def test_elementary_intervals_keep_all_128_bits() -> None:
+    top = (1 << 128) - 1
+    cut = partition([((5, 1 << 64), (top, top)), (((1 << 64) + 1, top - 1),)], 1 << 128)
+    starts = [int(high) << 64 | int(low) for high, low in cut.starts]
+    assert starts == [0, 5, (1 << 64) + 1, top]
+
+
+def test_values_beyond_the_fields_size_are_ignored() -> None:
+    flat = chain_of(
+        [
+            Entry(
+                {Field.IN_INTERFACE: Intervals.single(1).complement(12)},
+                ALL_STATES,
+                OpKind.ACCEPT,
+                0,
+                POLICY,
+            )
+        ],
+        space=space_of(Family.IPV4),
+    )
+    tables = build_tables(flat)
+    assert tables.axes[0].size == 4
+    assert_agree(flat, [{Field.IN_INTERFACE: value} for value in range(4)])
+
+
+def test_addresses_use_tries_or_bounds_by_family() -> None:
+    for family, kind in ((Family.IPV4, AxisKind.TRIE4), (Family.IPV6, AxisKind.BOUNDS6)):
+        box = {Field.DESTINATION: Intervals.single(1, 99)}
+        flat = chain_of([Entry(box, ALL_STATES, OpKind.ACCEPT, 0, POLICY)], space=Space(family))
+        (axis,) = build_tables(flat).axes
+        assert axis.kind is kind
+        assert_agree(flat, [{Field.DESTINATION: value} for value in (0, 1, 99, 100, 1 << 31)])
+
+
+def test_only_named_mac_addresses_are_in_the_map() -> None:
+    named = Intervals.single(0x020000000001)
+    flat = chain_of(
+        [
+            Entry({Field.MAC_SOURCE: named}, ALL_STATES, OpKind.ACCEPT, 0, POLICY),
+            Entry({Field.MAC_SOURCE: named.complement(48)}, 1, OpKind.PUNT, 0, POLICY),
+        ]
+    )
+    assert list(build_tables(flat).macs) == [0x020000000001]
+    assert_agree(flat, [{Field.MAC_SOURCE: 0x020000000000 + value} for value in range(3)])
+
+
+def test_too_many_mac_addresses_are_an_error_that_says_what_to_do() -> None:
+    box = {Field.MAC_SOURCE: Intervals.single(0, 1 << 20)}
+    flat = chain_of([Entry(box, ALL_STATES, OpKind.ACCEPT, 0, POLICY)])
+    with pytest.raises(CompileError, match="ipset"):
+        build_tables(flat)
+
+
+def test_too_many_entries_are_an_error_that_says_what_to_do() -> None:
+    flat = chain_of([])
+    long = replace(flat, entries=flat.entries * (MAX_ENTRIES + 1))
+    with pytest.raises(CompileError, match="merge rules"):
+        build_tables(long)
