@@ -60,8 +60,13 @@ def render(
     codes: Sequence[Code],
     mark: MarkField,
     interfaces: Sequence[str],
+    *,
+    translated: bool | None = None,
 ) -> Dispatch:
     """The dispatch of one built-in chain; codes of other chains and families are ignored.
+
+    `translated`: whether NAT may have changed addresses since the program saw the packet (None:
+    if the ruleset has nat rules); packets of translated connections then take the original chain.
 
     The other ingress chain gets an entry that clears the field only: a packet that was marked for
     INPUT and is forwarded after all (a masqueraded reply) must not carry the code on. RolloutError
@@ -85,7 +90,10 @@ def render(
                 hint="free more mark bits, or plan fewer chains at a time",
             )
     builder = _Builder(ruleset, chain_plan, mark)
-    builder.entry(mine)
+    if translated is None:
+        nat = ruleset.tables.get("nat")
+        translated = nat is not None and any(chain.rules for chain in nat.chains.values())
+    builder.entry(mine, translated)
     for chain in INGRESS_CHAINS:
         if chain != chain_plan.chain:
             builder.chains[ENTRY_PREFIX + chain] = (builder.clear,)
@@ -133,10 +141,13 @@ class _Builder:
         self.chains.setdefault(name, tuple(rules))
         return name
 
-    def entry(self, codes: Sequence[Code]) -> None:
+    def entry(self, codes: Sequence[Code], translated: bool) -> None:
         rules = [(code.number, self.code_rule(code)) for code in codes]
         linear = len(rules) <= LINEAR_CODES
         lines = [rule for _, rule in rules] if linear else self.two_levels(rules)
+        if translated and lines:
+            # xt_conntrack: both are set exactly if the connection's tuple was rewritten.
+            lines.insert(0, f"-m conntrack --ctstate SNAT,DNAT -g {self.add('X', [self.clear])}")
         self.chains[ENTRY_PREFIX + self.plan.chain] = (*lines, self.clear)
 
     def two_levels(self, rules: Sequence[tuple[int, str]]) -> list[str]:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
-from rollout_net import FW4, PEER4, Iptables, Net, call, survivors
 
 from bpfilter.compiler.ir import FlatChain, Function, Item, ItemKind, Space, Verdict, Walk
 from bpfilter.compiler.layout import ChainTables
@@ -22,6 +21,7 @@ from bpfilter.rollout.dispatch import Dispatch, merge, render
 from bpfilter.ruleset.fields import ALL_STATES, Family, State
 from bpfilter.ruleset.model import Backend, RuleRef, Ruleset
 from bpfilter.ruleset.read import read_text
+from tests.rollout.network import FW4, PEER4, Iptables, Net, call, survivors
 
 BACKENDS = pytest.mark.parametrize("backend", list(Backend), ids=str)
 ACCEPT, DROP, PUNT = Walk((), Verdict.ACCEPT), Walk((), Verdict.DROP), Walk((), Verdict.PUNT)
@@ -279,6 +279,24 @@ def test_forward_does_not_obey_input_codes_and_sees_no_mark(net: Net, backend: B
             sock.sendto(b"x", ("10.99.2.9", 4001))
     assert tables.packets("--comment fwd") >= 4
     assert tables.packets("^-A FORWARD -j DROP") == 0
+
+
+@pytest.mark.kernel
+@BACKENDS
+def test_packets_of_translated_connections_take_the_original_chain(
+    net: Net, backend: Backend
+) -> None:
+    """Port 4001 is redirected to 4009, which the original chain accepts; the code says DROP."""
+    nat = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p udp -m udp --dport 4001 -j REDIRECT"
+    source = (
+        text("-A INPUT -p udp -m udp --dport 4009 -j ACCEPT") + nat + " --to-ports 4009\nCOMMIT\n"
+    )
+    tables = net.iptables(backend)
+    made = dispatch(source, [always(DROP), always(DROP)])
+    install(tables, source, made, [4000, 4001, 4009])
+    net.send(4001, 3)
+    net.send(4009, 2)
+    assert passed(tables, 4009) == 3
 
 
 @pytest.mark.kernel
