@@ -1,0 +1,58 @@
+"""Drift: whether the live ruleset is still the one that was translated.
+
+The programs themselves compare the kernel's generation for every packet; this is user space's
+slower check, before each renewal of the lease, and the only one where a kernel hides it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from bpfilter.rollout import ours
+
+_COUNTERS = re.compile(r"(?:^\[\d+:\d+\] | \[\d+:\d+\]$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What of a save text is not as it was when the plan was made; false if nothing."""
+
+    ruleset: bool
+    dispatch: bool
+
+    def __bool__(self) -> bool:
+        return self.ruleset or self.dispatch
+
+    def __str__(self) -> str:
+        what = [
+            name
+            for name, changed in (("ruleset", self.ruleset), ("dispatch", self.dispatch))
+            if changed
+        ]
+        return " and ".join(what) + " changed" if what else "no drift"
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Counter-free SHA-256 digests of the operator's rules and of everything including ours."""
+
+    ruleset: str
+    whole: str
+
+    @classmethod
+    def of(cls, save: str) -> Fingerprint:
+        """The fingerprint of iptables-save text, with or without counters."""
+        return cls(_digest(ours.strip(save)), _digest(save))
+
+    def drift(self, save: str) -> Drift:
+        """Compare the present save text with this fingerprint."""
+        now = Fingerprint.of(save)
+        changed = now.ruleset != self.ruleset
+        return Drift(changed, now.whole != self.whole and not changed)
+
+
+def _digest(save: str) -> str:
+    lines = (_COUNTERS.sub("", line) for line in save.splitlines() if not line.startswith("#"))
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,179 @@
+"""What in the current network namespace stands against enforcement, and who uses the mark.
+
+Reads netlink, /proc, nft(8) and ip(8); changes nothing. Each finding says what it is and what to
+do. A source that exists but cannot be read counts as a finding: nothing is assumed free.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from bpfilter.rollout.mark import WHOLE, MarkUse
+
+_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+_INGRESS_HOOKS = frozenset({"prerouting", "input", "ingress"})
+_ALTERING = frozenset(
+    {"mangle", "dnat", "snat", "masquerade", "redirect", "tproxy", "notrack", "queue", "fwd", "dup",
+     "flow", "log", "synproxy"}
+)  # fmt: skip
+_XTABLES = frozenset({"raw", "mangle", "nat", "filter", "security"})
+_ARPHRD_ETHER = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why programs may not decide packets here, and what would change that."""
+
+    what: str
+    hint: str
+
+
+def _tool(*words: str) -> subprocess.CompletedProcess[str] | None:
+    """None if the tool is not installed."""
+    path = shutil.which(words[0], path=_PATH)
+    if path is None:
+        return None
+    return subprocess.run([path, *words[1:]], capture_output=True, text=True, timeout=30)
+
+
+def mark_uses() -> tuple[MarkUse, ...]:
+    """Users of the mark outside of iptables: routing rules, IPsec, native nft tables."""
+    return (*_routing_rules(), *_xfrm_marks(), *_nft_marks(native_nft()))
+
+
+def _routing_rules() -> Iterator[MarkUse]:
+    with IPRoute() as ipr:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for rule in ipr.get_rules(family=family):
+                mark, mask = rule.get_attr("FRA_FWMARK"), rule.get_attr("FRA_FWMASK")
+                if mark is not None or mask is not None:
+                    bits = WHOLE if mask is None else mask
+                    yield MarkUse(bits, f"ip rule {rule.get_attr('FRA_PRIORITY')} fwmark")
+
+
+def _xfrm_marks() -> Iterator[MarkUse]:
+    for kind in ("state", "policy"):
+        done = _tool("ip", "xfrm", kind)
+        for value, mask in re.findall(
+            r"mark (0x[0-9a-f]+|\d+)(?:/(0x[0-9a-f]+|\d+))?", done.stdout if done else ""
+        ):
+            bits = int(mask, 0) | int(value, 0) if mask else WHOLE
+            yield MarkUse(bits, f"ip xfrm {kind} with a mark")
+
+
+def native_nft() -> Sequence[Any]:
+    """The objects of nft's JSON listing, without the tables that iptables-nft keeps."""
+    done = _tool("nft", "-j", "list", "ruleset")
+    if done is None or done.returncode != 0:
+        return ()
+    objects = [entry for entry in json.loads(done.stdout)["nftables"] if "metainfo" not in entry]
+    return [entry for entry in objects if not _of_xtables(next(iter(entry.values())))]
+
+
+def _of_xtables(thing: Any) -> bool:
+    table = thing.get("table", thing.get("name"))
+    return thing.get("family") in ("ip", "ip6", "arp", "bridge") and table in _XTABLES
+
+
+def _nft_marks(objects: Sequence[Any]) -> Iterator[MarkUse]:
+    for entry in objects:
+        if "rule" in entry and '"key": "mark"' in json.dumps(entry["rule"]):
+            rule = entry["rule"]
+            yield MarkUse(WHOLE, f"nft rule in {rule['family']} {rule['table']} {rule['chain']}")
+
+
+def host_obstacles() -> tuple[Obstacle, ...]:
+    """Obstacles that concern the whole network namespace."""
+    return (*_clock(), *_nft_obstacles(native_nft()), *_xfrm_obstacles(), *_bridges())
+
+
+def _clock() -> Iterator[Obstacle]:
+    path = Path("/proc/self/timens_offsets")
+    offsets = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    if any(words[0] == "monotonic" and words[1:] != ["0", "0"] for words in offsets):
+        yield Obstacle(
+            "this process is in a time namespace of its own, so its leases would not expire",
+            "start the daemon outside of the container's time namespace",
+        )
+
+
+def _nft_obstacles(objects: Sequence[Any]) -> Iterator[Obstacle]:
+    ingress = {
+        (chain["family"], chain["table"])
+        for chain in (entry["chain"] for entry in objects if "chain" in entry)
+        if chain.get("hook") in _INGRESS_HOOKS
+    }
+    for rule in (entry["rule"] for entry in objects if "rule" in entry):
+        words = {key for part in rule.get("expr", ()) for key in part}
+        if (rule["family"], rule["table"]) in ingress and words & _ALTERING:
+            verb = ", ".join(sorted(words & _ALTERING))
+            yield Obstacle(
+                f"native nft table {rule['family']} {rule['table']} may alter packets ({verb})",
+                "move this rule to iptables, or stay in the shadow stage",
+            )
+
+
+def _xfrm_obstacles() -> Iterator[Obstacle]:
+    done = _tool("ip", "xfrm", "state")
+    if done is not None and done.stdout.strip():
+        yield Obstacle(
+            "IPsec states are configured: decrypted packets pass INPUT under the same interface",
+            "stay in the shadow stage on IPsec hosts",
+        )
+
+
+def _bridges() -> Iterator[Obstacle]:
+    switches = [Path(f"/proc/sys/net/bridge/bridge-nf-call-ip{v}tables") for v in ("", "6")]
+    if not any(switch.exists() and switch.read_text().strip() != "0" for switch in switches):
+        return
+    with IPRoute() as ipr:
+        if list(ipr.link("dump", kind="bridge")):
+            yield Obstacle(
+                "a bridge exists and br_netfilter passes its frames to iptables",
+                "set the sysctls net.bridge.bridge-nf-call-iptables and -ip6tables to 0",
+            )
+
+
+def link_index(name: str) -> int | None:
+    """The index of an interface in this namespace, or None."""
+    with IPRoute() as ipr:
+        found: list[int] = list(ipr.link_lookup(ifname=name))
+    return found[0] if found else None
+
+
+def link_obstacles(name: str) -> tuple[Obstacle, ...]:
+    """Obstacles on one interface: only where IP itself receives may a program decide."""
+    with IPRoute() as ipr:
+        links = list(ipr.link("dump"))
+    link = next((entry for entry in links if entry.get_attr("IFLA_IFNAME") == name), None)
+    if link is None:
+        return (Obstacle(f"there is no interface {name}", "see `ip link`"),)
+    return tuple(_link_findings(name, link, links))
+
+
+def _link_findings(name: str, link: Any, links: Sequence[Any]) -> Iterator[Obstacle]:
+    if link["ifi_type"] != _ARPHRD_ETHER:
+        yield Obstacle(f"{name} is not an Ethernet interface", "attach Ethernet interfaces only")
+    if link.get_attr("IFLA_MASTER") is not None:
+        yield Obstacle(
+            f"{name} has a master, which receives its packets", "attach the master instead"
+        )
+    for upper in links:
+        info = upper.get_attr("IFLA_LINKINFO")
+        kind = info.get_attr("IFLA_INFO_KIND") if info is not None else None
+        stacked = kind in ("vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec")
+        if stacked and upper.get_attr("IFLA_LINK") == link["index"]:
+            yield Obstacle(
+                f"{upper.get_attr('IFLA_IFNAME')} ({kind}) is stacked on {name}",
+                "attach interfaces without VLAN, macvlan or ipvlan uppers",
+            )

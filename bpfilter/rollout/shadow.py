@@ -1,0 +1,148 @@
+"""Shadow comparison by counters: what the program says each rule decided, against iptables' count.
+
+For every terminal rule (and the policy) the program counts packets that *certainly* end there,
+whatever their connection state, and packets that *possibly* do. So, over one period,
+certain - lost - diverted ≤ iptables ≤ possible + unseen must hold, where `unseen` are packets that
+reached the chain without a decision of the program (punts, other interfaces), `lost` are decided
+packets that never reached the chain, and `diverted` are those that a dynamic rule (limit … -j
+ACCEPT) ended before. A comparison of counters, not of packets: it cannot see two errors that
+cancel out. Rules that other built-in chains can reach too are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bpfilter.compiler.ir import OpKind
+from bpfilter.compiler.plan import ChainPlan
+from bpfilter.ruleset.model import RuleRef, Ruleset, Table, TargetKind
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Packets that end at an entry for certain, and possibly."""
+
+    certain: int
+    possible: int
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCount:
+    """One terminal rule over one period: the program's bounds and iptables' own count."""
+
+    rule: RuleRef
+    bounds: Bounds
+    iptables: int
+
+    def holds(self, above: int, below: int) -> bool:
+        """Whether iptables' count lies within the bounds, widened by so many packets."""
+        return self.bounds.certain - below <= self.iptables <= self.bounds.possible + above
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowReport:
+    """`decided`: packets the program decided. `judged`: packets that reached the chain.
+
+    `left_out`: rules not compared. `diverted`: packets that a dynamic rule ended.
+    """
+
+    rules: tuple[RuleCount, ...]
+    left_out: int
+    decided: int
+    judged: int
+    diverted: int
+
+    @property
+    def unseen(self) -> int:
+        return max(self.judged - self.decided, 0)
+
+    @property
+    def lost(self) -> int:
+        return max(self.decided - self.judged, 0)
+
+    @property
+    def mismatches(self) -> tuple[RuleCount, ...]:
+        below = self.lost + self.diverted
+        return tuple(rule for rule in self.rules if not rule.holds(self.unseen, below))
+
+    @property
+    def compared(self) -> int:
+        """Rules that at least one packet was counted at, on either side."""
+        return sum(bool(rule.iptables or rule.bounds.possible) for rule in self.rules)
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.mismatches)} mismatches in {self.compared} rules with traffic"
+            f" ({len(self.rules)} comparable, {self.left_out} not), by counters,"
+            f" {self.judged} packets, {self.unseen} of them not decided by the program"
+        )
+
+
+def compare(
+    before: Ruleset, after: Ruleset, chain: ChainPlan, entries: Sequence[Bounds], decided: int
+) -> ShadowReport:
+    """Compare one period of one chain.
+
+    `before`, `after`: the ruleset with its counters at both ends. `entries`: what the program
+    counted at each entry of `chain.flat` in between.
+    """
+    table = after.tables[chain.table]
+    others = {
+        reached
+        for name, other in table.chains.items()
+        if other.policy is not None and name != chain.chain
+        for reached in _reach(table, name)
+    }
+    bounds = _by_rule(chain, entries)
+    conditional = {item.rule for item in chain.flat.items if not item.terminal}
+    counts, left_out, judged, diverted = [], 0, 0, 0
+    for ref in (ref for name in _reach(table, chain.chain) for ref in _ends(table, chain, name)):
+        delta = _packets(after, ref) - _packets(before, ref)
+        if ref.chain in others:
+            left_out += 1
+            continue
+        judged += delta
+        if ref in conditional:
+            left_out += 1
+            diverted += delta
+        else:
+            counts.append(RuleCount(ref, bounds.get(ref, Bounds(0, 0)), delta))
+    return ShadowReport(tuple(counts), left_out, decided, judged, diverted)
+
+
+def _by_rule(chain: ChainPlan, entries: Sequence[Bounds]) -> Mapping[RuleRef, Bounds]:
+    sums: dict[RuleRef, Bounds] = {}
+    for entry, counted in zip(chain.flat.entries, entries, strict=True):
+        if entry.kind in (OpKind.ACCEPT, OpKind.DROP, OpKind.ITEM):
+            so_far = sums.get(entry.rule, Bounds(0, 0))
+            sums[entry.rule] = Bounds(
+                so_far.certain + counted.certain, so_far.possible + counted.possible
+            )
+    return sums
+
+
+def _reach(table: Table, chain: str) -> tuple[str, ...]:
+    seen = [chain]
+    for name in seen:
+        for rule in table.chains[name].rules:
+            jumps = rule.target.kind in (TargetKind.JUMP, TargetKind.GOTO)
+            if jumps and rule.target.name not in seen:
+                seen.append(rule.target.name)
+    return tuple(seen)
+
+
+def _ends(table: Table, chain: ChainPlan, name: str) -> Sequence[RuleRef]:
+    """The rules of a chain at which a packet may end; the policy too."""
+    refs = [
+        rule.ref
+        for rule in table.chains[name].rules
+        if rule.target.name in ("ACCEPT", "DROP") or rule.target.terminal
+    ]
+    return [*refs, RuleRef(chain.table, name, 0)] if name == chain.chain else refs
+
+
+def _packets(ruleset: Ruleset, ref: RuleRef) -> int:
+    chain = ruleset.tables[ref.table].chains[ref.chain]
+    counters = chain.counters if ref.number == 0 else chain.rules[ref.number - 1].counters
+    return 0 if counters is None else counters.packets
