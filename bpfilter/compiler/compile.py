@@ -64,7 +64,7 @@ def compile_chain(
     clock.lap("flatten")
     tables = build_tables(flat)
     clock.lap("tables")
-    found = enumerate_functions(flat, np.random.default_rng(_SEED), budget)
+    found = enumerate_functions(flat, np.random.default_rng(_SEED), budget, tables)
     clock.lap("functions")
     ranked = sorted(found, key=lambda pair: -pair[1])
     return ChainPlan(table, chain, classified.treatments, flat, tables, tuple(f for f, _ in ranked))

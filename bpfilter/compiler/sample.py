@@ -25,14 +25,28 @@ _TRIES = 6
 _DEPTH = 4
 _PORTS = (Field.SOURCE_PORT, Field.DESTINATION_PORT)
 _TCP, _ICMP4, _ICMP6 = 6, 1, 58
+_ALWAYS_DRAWN = {Field.SOURCE, Field.DESTINATION, *_PORTS}
+_DEFAULTS = dict.fromkeys((*AXES, Field.FRAGMENT), 0) | {
+    Field.LENGTH: 100,
+    Field.TTL: 64,
+    Field.TCP_FLAGS: 2,
+    Field.SOURCE_TYPE: 1,
+    Field.DESTINATION_TYPE: 2,
+    Field.MAC_SOURCE: 0x020000000001,
+}
+"""Values of fields that no entry constrains: a SYN from a unicast to a local address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Draws packets of one chain. `points`: per field, the bounds that its entries name."""
+    """Draws packets of one chain. `points`: per field, the bounds that its entries name.
+
+    Only the fields in `drawn` vary: addresses, ports, and those that some entry constrains.
+    """
 
     space: Space
     points: dict[Field, tuple[int, ...]]
+    drawn: tuple[Field, ...]
     random: random.Random
 
     @classmethod
@@ -44,8 +58,13 @@ class Sampler:
                     for low, high in values.ranges:
                         points[field][low] = None
                         points[field][high] = None
-        chosen = {field: tuple(values) for field, values in points.items()}
-        return cls(flat.space, chosen, random.Random(int(rng.integers(1 << 62))))
+        used = {field for entry in flat.entries for field in entry.box} | _ALWAYS_DRAWN
+        return cls(
+            flat.space,
+            {field: tuple(values) for field, values in points.items()},
+            tuple(field for field in AXES if field in used),
+            random.Random(int(rng.integers(1 << 62))),
+        )
 
     def packet(self, box: Box) -> Packet | None:
         """A coherent packet in the box, or None if none was found."""
@@ -59,21 +78,28 @@ class Sampler:
         protocol = self._protocol(box)
         if protocol is None:
             return None
-        packet = {field: self._value(field, box.get(field)) for field in AXES}
+        packet = dict(_DEFAULTS)
+        for field in self.drawn:
+            packet[field] = self._value(field, box.get(field))
         packet[Field.PROTOCOL] = protocol
-        packet[Field.FRAGMENT] = 0
         if protocol not in PORT_PROTOCOLS:
             packet[Field.SOURCE_PORT] = packet[Field.DESTINATION_PORT] = 0
         if protocol != _TCP:
             packet[Field.TCP_FLAGS] = 0
         if protocol != self._icmp:
             packet[Field.ICMP_TYPE] = 0
+        elif Field.ICMP_TYPE not in self.drawn:
+            packet[Field.ICMP_TYPE] = self._echo_request
         self._masks(packet, box.get(Field.MASKS))
         return packet
 
     @property
     def _icmp(self) -> int:
         return _ICMP4 if self.space.family is Family.IPV4 else _ICMP6
+
+    @property
+    def _echo_request(self) -> int:
+        return 8 << 8 if self.space.family is Family.IPV4 else 128 << 8
 
     def _protocol(self, box: Box) -> int | None:
         """A protocol of the box that has the headers which the box's other fields need."""
