@@ -1,0 +1,1 @@
+"""The demonstration: a realistic ruleset taken through every stage in namespaces."""
