@@ -55,9 +55,11 @@ def pack_rows(groups: Sequence[Vectors], entries: int) -> Rows:
     used = []
     locals_ = []
     for group in groups:
-        referenced, local = np.unique(group.refs, return_inverse=True)
+        referenced = np.zeros(len(group.blocks), np.bool_)
+        referenced[group.refs] = True
         used.append(group.blocks[referenced])
-        locals_.append(local.reshape(group.refs.shape))
+        local = (np.cumsum(referenced) - 1).astype(np.uint32)
+        locals_.append(local[group.refs])
     blocks, numbers = distinct_blocks(np.concatenate([zero, *used]))
     blocks, numbers = _zero_first(blocks, numbers)
     marks = np.packbits(blocks != 0, axis=1, bitorder="little").reshape(-1)
