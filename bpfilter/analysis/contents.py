@@ -1,0 +1,147 @@
+"""The tables' side of the proof: what the arrays of a chain make of every packet and state."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bpfilter.analysis.decode import AxisMap, Bits, Classes, Decoded, Group, opcodes
+from bpfilter.analysis.diagrams import Diagrams, Packets
+from bpfilter.analysis.outcomes import NO_ENTRY, PUNTED, Outcomes, Relation, Trace
+from bpfilter.compiler.ir import Item, OpKind, Verdict
+from bpfilter.compiler.layout import ChainTables
+from bpfilter.ruleset.fields import ALL_STATES, Field, Intervals
+
+
+class Entries:
+    """The packets and states that every entry of the tables holds, in order."""
+
+    def __init__(self, tables: ChainTables, diagrams: Diagrams) -> None:
+        self._decoded = Decoded(tables)
+        self._diagrams = diagrams
+        space = tables.flat.space
+        self._mask_bits = [diagrams.masked(name, mask) for name, mask in reversed(space.masks)]
+        self._columns: dict[tuple[int, bytes], Packets] = {}
+
+    def packets(self) -> list[Packets]:
+        result: list[Packets] = []
+        for block in range(self._decoded.blocks):
+            result += self._block(block)
+        return result[: self._decoded.entries]
+
+    def _block(self, block: int) -> list[Packets]:
+        masks = self._decoded.state_masks(block).tolist()
+        result = [self._diagrams.true for _ in masks]
+        # The last groups lie deepest in the variable order: joined first, each step is short.
+        for index, group in reversed(list(enumerate(self._decoded.groups))):
+            self._diagrams.check_time()
+            columns = self._decoded.columns(block, group.row_base, group.count)
+            packed = np.packbits(columns, axis=1)
+            for entry in range(len(masks)):
+                if masks[entry]:
+                    key = (index, packed[entry].tobytes())
+                    held = self._columns.get(key)
+                    if held is None:
+                        held = self._group(group, columns[entry])
+                        self._columns[key] = held
+                    result[entry] = held & result[entry]
+        for entry, mask in enumerate(masks):
+            if mask != ALL_STATES:
+                result[entry] = self._diagrams.states(mask) & result[entry]
+        return result
+
+    def _group(self, group: Group, member: Bits) -> Packets:
+        return self._folded(group, len(group.axes) - 1, member)
+
+    def _folded(self, group: Group, level: int, member: Bits) -> Packets:
+        """Packets whose number after `level` folds is a member."""
+        axis = group.axes[level]
+        if level == 0:
+            return self._values(axis, member)
+        fold = group.folds[level - 1]
+        inside = _lookup(fold, member)
+        parts = []
+        for classes, numbers in _products(inside):
+            rest = self._folded(group, level - 1, numbers)
+            parts.append(self._values(axis, classes) & rest)
+        return self._diagrams.union(parts)
+
+    def _values(self, axis: AxisMap, member: Bits) -> Packets:
+        values = axis.values(member)
+        if axis.field is Field.MASKS:
+            return self._masks(values)
+        if values.ranges == ((0, axis.last),):
+            return self._diagrams.true
+        return self._diagrams.values(axis.field, values)
+
+    def _masks(self, values: Intervals) -> Packets:
+        bits = len(self._mask_bits)
+        inside = values.intersect(Intervals.full(bits))
+        return (
+            self._diagrams.by_bits(self._mask_bits, inside)
+            if bits
+            else (self._diagrams.true if inside else self._diagrams.false)
+        )
+
+
+def _lookup(fold: Classes, member: Bits) -> Bits:
+    known = (fold >= 0) & (fold < len(member))
+    return np.where(known, member[np.where(known, fold, 0)], False) if len(member) else known
+
+
+def _products(inside: Bits) -> list[tuple[Bits, Bits]]:
+    """A bit matrix [number, class] as a union of products (classes, numbers)."""
+    numbers: Bits = np.any(inside, axis=1)
+    if not numbers.any():
+        return []
+    classes: Bits = np.any(inside, axis=0)
+    if int(inside.sum()) == int(numbers.sum()) * int(classes.sum()):
+        return [(classes, numbers)]
+    patterns: dict[bytes, list[int]] = {}
+    packed = np.packbits(inside, axis=1)
+    for number in np.flatnonzero(numbers).tolist():
+        patterns.setdefault(packed[number].tobytes(), []).append(number)
+    result = []
+    for chosen in patterns.values():
+        held = np.zeros(len(inside), dtype=np.bool_)
+        held[chosen] = True
+        result.append((inside[chosen[0]], held))
+    return result
+
+
+def contents(tables: ChainTables, outcomes: Outcomes, diagrams: Diagrams) -> Relation:
+    """What becomes of every packet in every state by the walk of `compiler/ir.py`.
+
+    Composed from the last entry up: the function of an entry's position is its operation's for
+    the packets that it holds, and that of the next position for the others.
+    """
+    packets = Entries(tables, diagrams).packets()
+    items = tables.flat.items
+    codes = opcodes(tables.ops)
+    targets = {argument for kind, argument in codes if kind == OpKind.SKIP}
+    final = {
+        int(OpKind.ACCEPT): outcomes.leaf(Trace((), Verdict.ACCEPT)),
+        int(OpKind.DROP): outcomes.leaf(Trace((), Verdict.DROP)),
+        int(OpKind.PUNT): outcomes.leaf(PUNTED),
+    }
+    nothing = outcomes.leaf(NO_ENTRY)
+    at = {len(codes): nothing}
+    result = nothing
+    for position in range(len(codes) - 1, -1, -1):
+        diagrams.check_time()
+        kind, argument = codes[position]
+        held = packets[position]
+        if kind == OpKind.ITEM and argument < len(items):
+            result = _item(items[argument], held, result, outcomes)
+        elif kind == OpKind.SKIP:
+            result = held.ite(at.get(argument, nothing), result)
+        else:
+            result = held.ite(final.get(kind, nothing), result)
+        if position in targets:
+            at[position] = result
+    return result
+
+
+def _item(item: Item, held: Packets, behind: Relation, outcomes: Outcomes) -> Relation:
+    if item.terminal:
+        return held.ite(outcomes.leaf(Trace((item,), None)), behind)
+    return outcomes.prepend(item, behind, held)

@@ -1,0 +1,212 @@
+"""Reads compiled tables back: which values of which fields does every entry hold?
+
+Follows the description in `compiler/layout.py` and nothing else; what the program would not find
+(an index outside its array, unsorted bounds) belongs to no class, so that no entry holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from bpfilter.compiler.layout import (
+    BLOCK_WORDS,
+    TRIE_POINTER,
+    U32,
+    Axis,
+    AxisKind,
+    ChainTables,
+)
+from bpfilter.ruleset.fields import Field, Intervals, field_bits
+
+NONE = -1
+"""The class of values that a table does not map to a class."""
+
+Classes = npt.NDArray[np.int64]
+Bits = npt.NDArray[np.bool_]
+_BLOCK_BITS = BLOCK_WORDS * 64
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """One axis: values from `starts[i]` up to the next start have class `classes[i]`."""
+
+    field: Field
+    starts: list[int]
+    classes: Classes
+    count: int
+    last: int
+
+    def values(self, member: Bits) -> Intervals:
+        """The values whose class is a member; `member` has `count` elements."""
+        inside = np.zeros(len(self.classes) + 1, dtype=np.int8)
+        known = (self.classes >= 0) & (self.classes < self.count)
+        inside[:-1][known] = member[self.classes[known]]
+        edges = np.flatnonzero(np.diff(inside, prepend=np.int8(0)))
+        starts = self.starts
+        ranges = []
+        for at in range(0, len(edges), 2):
+            first, behind = int(edges[at]), int(edges[at + 1])
+            high = starts[behind] - 1 if behind < len(starts) else self.last
+            ranges.append((starts[first], high))
+        return Intervals(tuple(ranges))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Axes folded into one class number, which selects a row.
+
+    `folds[i]` maps (number so far, class of axis i + 1) to the next number; NONE where the
+    table has no such place.
+    """
+
+    axes: tuple[AxisMap, ...]
+    folds: tuple[Classes, ...]
+    row_base: int
+    count: int
+
+
+class Decoded:
+    """The tables of one chain, read back."""
+
+    def __init__(self, tables: ChainTables) -> None:
+        self._tables = tables
+        self.groups = tuple(_groups(tables))
+        self.state_classes = tables.state_classes
+        self.entries = len(tables.ops)
+
+    @cached_property
+    def _rows(self) -> tuple[Bits, npt.NDArray[np.int64]]:
+        """Per row: which leaf words the summary shows, and the block references."""
+        tables = self._tables
+        rows = np.ascontiguousarray(tables.rows)
+        summary = np.ascontiguousarray(rows[:, : tables.summary_words])
+        shown = np.unpackbits(summary.view(np.uint8), axis=1, bitorder="little").astype(np.bool_)
+        references = np.ascontiguousarray(rows[:, tables.summary_words :])
+        return shown, references.view(np.uint32).astype(np.int64)
+
+    def columns(self, block: int, base: int, count: int) -> Bits:
+        """Bits [entry, row] of the entries of one block, for `count` rows from `base`."""
+        shown, references = self._rows
+        result = np.zeros((count, _BLOCK_BITS), dtype=np.bool_)
+        have = max(0, min(count, len(references) - base))
+        chosen = references[base : base + have, block]
+        known = chosen < len(self._tables.blocks)
+        words = self._tables.blocks[np.where(known, chosen, 0)]
+        words = words * (known[:, None] & shown[base : base + have, block * 8 : block * 8 + 8])
+        octets = np.ascontiguousarray(words.astype("<u8")).view(np.uint8)
+        result[:have] = np.unpackbits(octets, axis=1, bitorder="little").astype(np.bool_)
+        return np.ascontiguousarray(result.T)
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.entries // _BLOCK_BITS)
+
+    def state_masks(self, block: int) -> npt.NDArray[np.int64]:
+        """The states in which each entry of a block applies, as bits of `State`."""
+        columns = self.columns(block, self._tables.state_row_base, len(self.state_classes))
+        weights = np.array(self.state_classes, dtype=np.int64)
+        masks: npt.NDArray[np.int64] = np.sum(columns * weights, axis=1, dtype=np.int64)
+        return masks
+
+
+def _groups(tables: ChainTables) -> Iterator[Group]:
+    members: list[Axis] = []
+    for axis in (axis for axis in tables.axes if axis.kind is not AxisKind.UNUSED):
+        if members and not axis.combine:
+            yield _group(tables, members)
+            members = []
+        members.append(axis)
+    if members:
+        yield _group(tables, members)
+
+
+def _group(tables: ChainTables, members: list[Axis]) -> Group:
+    maps = tuple(_axis(tables, axis) for axis in members)
+    folds = []
+    count = members[0].classes
+    for axis in members[1:]:
+        numbers = np.arange(count * axis.classes) + axis.combine_base
+        fold = _ids(tables, numbers).reshape(count, axis.classes)
+        folds.append(fold)
+        count = int(fold.max(initial=NONE)) + 1
+    return Group(maps, tuple(folds), members[-1].row_base, count)
+
+
+def _ids(tables: ChainTables, numbers: npt.NDArray[np.int64]) -> Classes:
+    known = numbers < len(tables.ids)
+    ids = tables.ids[np.where(known, numbers, 0)].astype(np.int64)
+    return np.where(known, ids, NONE)
+
+
+def _axis(tables: ChainTables, axis: Axis) -> AxisMap:
+    last = (1 << field_bits(axis.field, tables.flat.family)) - 1
+    if axis.kind is AxisKind.TRIE4:
+        starts, classes = _trie(tables, axis)
+    elif axis.kind is AxisKind.BOUNDS6:
+        starts, classes = _bounds(tables, axis)
+    elif axis.kind is AxisKind.MAC:
+        starts, classes = _macs(tables, axis, last)
+    else:
+        starts = list(range(axis.size))
+        classes = _ids(tables, np.arange(axis.size) + axis.base)
+        if axis.size <= last:
+            starts.append(axis.size)
+            classes = np.append(classes, NONE)
+    return AxisMap(axis.field, starts, classes, axis.classes, last)
+
+
+def _trie(tables: ChainTables, axis: Axis) -> tuple[list[int], Classes]:
+    starts = np.arange(1 << 16, dtype=np.int64) << 16
+    classes = _ids(tables, np.arange(1 << 16) + axis.base)
+    for shift in (8, 0):
+        pointer = (classes & TRIE_POINTER != 0) & (classes >= 0)
+        tables_at = (classes[pointer] & (TRIE_POINTER - 1)) * 256 + axis.base + (1 << 16)
+        below = _ids(tables, (tables_at[:, None] + np.arange(256)).ravel())
+        below_starts = starts[pointer][:, None] + (np.arange(256, dtype=np.int64) << shift)
+        starts = np.concatenate([starts[~pointer], below_starts.ravel()])
+        classes = np.concatenate([classes[~pointer], below])
+    classes = np.where(classes & TRIE_POINTER != 0, NONE, classes)
+    order = np.argsort(starts)
+    starts, classes = starts[order], classes[order]
+    changes = np.flatnonzero(np.diff(classes, prepend=classes[0] + 1))
+    return starts[changes].tolist(), classes[changes]
+
+
+def _bounds(tables: ChainTables, axis: Axis) -> tuple[list[int], Classes]:
+    bounds = tables.bounds[axis.bounds_base : axis.bounds_base + axis.bounds_count]
+    starts = [high << 64 | low for high, low in bounds.tolist()]
+    ordered = all(a < b for a, b in pairwise(starts))
+    if len(starts) != axis.bounds_count or not ordered or starts[:1] != [0]:
+        return [0], np.array([NONE])
+    return starts, _ids(tables, np.arange(axis.bounds_count) + axis.base)
+
+
+def _macs(tables: ChainTables, axis: Axis, last: int) -> tuple[list[int], Classes]:
+    starts, values = [0], [0]
+    for address, value in sorted(tables.macs.items()):
+        if starts[-1] == address:
+            values[-1] = value
+        else:
+            starts.append(address)
+            values.append(value)
+        if address < last:
+            starts.append(address + 1)
+            values.append(0)
+    return starts, _ids(tables, np.array(values, dtype=np.int64) + axis.base)
+
+
+def opcodes(ops: U32) -> list[tuple[int, int]]:
+    """(kind, argument) of every entry."""
+    return [(op >> 28, op & 0x0FFFFFFF) for op in ops.tolist()]
+
+
+def interface_limits(tables: ChainTables) -> dict[Field, int]:
+    """How many values occur in fields whose values are indices."""
+    interfaces = len(tables.flat.space.interfaces)
+    return {Field.IN_INTERFACE: interfaces, Field.OUT_INTERFACE: interfaces}

@@ -1,0 +1,154 @@
+"""The rules' side of the proof: a chain's meaning as a function, composed from its last rule up.
+
+A chain is interpreted against its *continuation*, the function that applies to packets that leave
+it by its end or by RETURN. Independent of the compiler's flattening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bpfilter.analysis.conditions import Hook, Scene, nat_before, state_mask, static_part
+from bpfilter.analysis.diagrams import Diagrams, Packets
+from bpfilter.analysis.outcomes import PUNTED, Outcomes, Relation, Trace
+from bpfilter.compiler.ir import Action, Treatment, Verdict
+from bpfilter.ruleset.fields import Field, MaskedValue, NamePattern, Term
+from bpfilter.ruleset.model import Alternatives, Rule, RuleRef, Ruleset
+
+
+class Conditions:
+    """The packets that the static part of each rule matches; equal parts are built once."""
+
+    def __init__(
+        self, treatments: Mapping[RuleRef, Treatment], scene: Scene, diagrams: Diagrams
+    ) -> None:
+        self._treatments = treatments
+        self._scene = scene
+        self._diagrams = diagrams
+        self._parts: dict[int, tuple[Alternatives, Packets]] = {}
+        self._rules: dict[RuleRef, Packets] = {}
+
+    def of(self, rule: Rule) -> Packets:
+        found = self._rules.get(rule.ref)
+        if found is None:
+            found = self._rule(rule)
+            self._rules[rule.ref] = found
+        return found
+
+    def _rule(self, rule: Rule) -> Packets:
+        result = self._diagrams.true
+        for part in static_part(rule, self._treatments[rule.ref], self._scene.space):
+            result = self._part(part) & result
+        if rule.table == "nat":
+            result = result.exists(self._diagrams.state_variables)
+        return result
+
+    def _part(self, part: Alternatives) -> Packets:
+        # By identity, with the part kept alive: hashing terms costs more than building them.
+        found = self._parts.get(id(part))
+        if found is None:
+            found = (part, self._alternatives(part))
+            self._parts[id(part)] = found
+        return found[1]
+
+    def _alternatives(self, part: Alternatives) -> Packets:
+        result = self._diagrams.false
+        for terms in part:
+            conjunction = self._diagrams.true
+            for term in terms:
+                conjunction = self._term(term) & conjunction
+            result = result | conjunction
+        return result
+
+    def _term(self, term: Term) -> Packets:
+        diagrams = self._diagrams
+        constant = self._scene.constant(term)
+        if constant is not None:
+            return diagrams.true if constant else diagrams.false
+        if term.field is Field.STATE:
+            return diagrams.states(state_mask(term))
+        if isinstance(term.values, MaskedValue):
+            packets = diagrams.masked(term.field, term.values)
+            return ~packets if term.negated else packets
+        if isinstance(term.values, NamePattern):
+            return diagrams.values(term.field, self._scene.interface_indices(term))
+        return diagrams.values(term.field, term.values)
+
+
+def meaning(
+    ruleset: Ruleset,
+    treatments: Mapping[RuleRef, Treatment],
+    hook: Hook,
+    conditions: Conditions,
+    outcomes: Outcomes,
+    diagrams: Diagrams,
+) -> Relation:
+    """What becomes of every packet in every state by the rules of a built-in chain."""
+    composer = _Composer(ruleset, treatments, conditions, outcomes, diagrams)
+    policy = ruleset.tables[hook[0]].chains[hook[1]].policy
+    verdict = Verdict.DROP if policy == "DROP" else Verdict.ACCEPT
+    result = composer.chain(*hook, outcomes.leaf(Trace((), verdict)))
+    nat = nat_before(ruleset, hook, treatments)
+    if nat is not None:
+        composer = _Composer(ruleset, treatments, conditions, outcomes, diagrams, accept=result)
+        result = composer.chain(*nat, result)
+    return result
+
+
+class _Composer:
+    """`accept` is the function behind an ACCEPT where that is not the verdict (nat)."""
+
+    def __init__(
+        self,
+        ruleset: Ruleset,
+        treatments: Mapping[RuleRef, Treatment],
+        conditions: Conditions,
+        outcomes: Outcomes,
+        diagrams: Diagrams,
+        accept: Relation | None = None,
+    ) -> None:
+        self._ruleset = ruleset
+        self._treatments = treatments
+        self._conditions = conditions
+        self._outcomes = outcomes
+        self._diagrams = diagrams
+        leaf = outcomes.leaf
+        self._final = {
+            Action.ACCEPT: leaf(Trace((), Verdict.ACCEPT)) if accept is None else accept,
+            Action.DROP: leaf(Trace((), Verdict.DROP)),
+            Action.PUNT: leaf(PUNTED),
+        }
+        self._done: dict[tuple[str, Relation], Relation] = {}
+
+    def chain(self, table: str, name: str, continuation: Relation) -> Relation:
+        """The function of a chain that goes on with `continuation` when it returns."""
+        key = (name, continuation)
+        found = self._done.get(key)
+        if found is None:
+            found = continuation
+            for rule in reversed(self._ruleset.tables[table].chains[name].rules):
+                self._diagrams.check_time()
+                found = self._rule(rule, found, continuation)
+            self._done[key] = found
+        return found
+
+    def _rule(self, rule: Rule, behind: Relation, continuation: Relation) -> Relation:
+        treatment = self._treatments[rule.ref]
+        action = treatment.action
+        if action is Action.CONTINUE:
+            return behind
+        packets = self._conditions.of(rule)
+        if not packets.satisfiable():
+            return behind
+        if action is Action.ITEM:
+            assert treatment.item is not None
+            if treatment.item.terminal:
+                return packets.ite(self._outcomes.leaf(Trace((treatment.item,), None)), behind)
+            return self._outcomes.prepend(treatment.item, behind, packets)
+        if action in (Action.JUMP, Action.GOTO):
+            assert treatment.target is not None
+            then = continuation if action is Action.GOTO else behind
+            return packets.ite(self.chain(rule.table, treatment.target, then), behind)
+        if action is Action.RETURN:
+            return packets.ite(continuation, behind)
+        return packets.ite(self._final[action], behind)
