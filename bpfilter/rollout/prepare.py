@@ -1,0 +1,114 @@
+"""From the live tables of a network namespace to an image that may be loaded. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bpfilter.analysis.equivalence import Proof, prove
+from bpfilter.compiler.compile import assemble, compile_ruleset
+from bpfilter.compiler.mark import MarkField
+from bpfilter.compiler.plan import ChainPlan, Image, Plan
+from bpfilter.errors import ProofFailed, RolloutError
+from bpfilter.rollout import ours
+from bpfilter.rollout.dispatch import Dispatch, merge, render
+from bpfilter.rollout.drift import Fingerprint
+from bpfilter.rollout.tables import Tables
+from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.model import Backend, Ruleset
+from bpfilter.ruleset.read import read_text
+
+LIVE_CHAINS = (("filter", "INPUT"),)
+FORWARD_REFUSED = (
+    "FORWARD stays with iptables on live hosts: whether a packet is local or forwarded, and where"
+    " to, is not decided by the program yet"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Both families' rulesets as they were read, translated and proven."""
+
+    backend: Backend
+    tables: Mapping[Family, Tables]
+    fingerprints: Mapping[Family, Fingerprint]
+    plans: Mapping[Family, Plan]
+    proofs: Mapping[Family, Sequence[Proof]]
+    image: Image
+
+    @property
+    def rulesets(self) -> Mapping[Family, Ruleset]:
+        return {family: plan.ruleset for family, plan in self.plans.items()}
+
+    def chains(self) -> Sequence[tuple[Plan, ChainPlan]]:
+        """The plans' chains in the order of the image's slots."""
+        return [(plan, chain) for plan in self.plans.values() for chain in plan.chains.values()]
+
+    def dispatch(
+        self, family: Family, mark: MarkField, interfaces: Sequence[str], *, translated: bool
+    ) -> Dispatch:
+        """All of one family's dispatch chains; `translated` as in `dispatch.render`."""
+        plan = self.plans[family]
+        return merge(
+            [
+                render(
+                    plan.ruleset,
+                    chain,
+                    self.image.codes,
+                    mark,
+                    interfaces,
+                    translated=translated or None,
+                )
+                for chain in plan.chains.values()
+            ]
+        )
+
+
+def prepare(
+    backend: Backend,
+    *,
+    chains: Sequence[tuple[str, str]] = LIVE_CHAINS,
+    code_space: int = 256,
+    force: bool = False,
+) -> Prepared:
+    """Read, translate and prove the live ruleset of the current network namespace.
+
+    Families without a filter table are left out. Raises RolloutError if there is nothing to
+    translate or a proof is incomplete (unless `force`), ProofFailed if one fails.
+    """
+    tables = {family: Tables(family, backend) for family in Family}
+    saves = {family: tables[family].save() for family in tables}
+    plans: dict[Family, Plan] = {}
+    proofs: dict[Family, Sequence[Proof]] = {}
+    for family, save in saves.items():
+        source = f"live {family} ({backend})"
+        ruleset = read_text(ours.strip(save), source=source, family=family, backend=backend)
+        if "filter" not in ruleset.tables:
+            continue
+        plans[family] = compile_ruleset(ruleset, chains)
+        proofs[family] = [_proven(ruleset, c, force) for c in plans[family].chains.values()]
+    if not plans:
+        raise RolloutError(
+            f"the {backend} backend has no filter table here",
+            hint="load your rules first, or choose the other backend with --backend",
+        )
+    image = assemble(list(plans.values()), code_space=code_space)
+    fingerprints = {family: Fingerprint.of(save) for family, save in saves.items()}
+    return Prepared(backend, tables, fingerprints, plans, proofs, image)
+
+
+def _proven(ruleset: Ruleset, chain: ChainPlan, force: bool) -> Proof:
+    proof = prove(ruleset, chain)
+    if not proof.holds:
+        raise ProofFailed(
+            f"the tables of {ruleset.family} {chain.table}/{chain.chain} are not the ruleset:"
+            f" {proof.counterexample}",
+            hint="this is a bug of bpfilter; iptables filters as before, please report it",
+        )
+    if not proof.complete and not force:
+        raise RolloutError(
+            f"the proof of {ruleset.family} {chain.table}/{chain.chain} is incomplete:"
+            f" {proof.covered}",
+            hint="stay in the shadow stage, or enforce it with --force",
+        )
+    return proof
