@@ -5,6 +5,7 @@ Every packet is coherent: a real frame can carry its values. Deterministic for a
 
 from __future__ import annotations
 
+import bisect
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ _DEFAULTS = dict.fromkeys((*AXES, Field.FRAGMENT), 0) | {
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Draws packets of one chain. `points`: per field, the bounds that its entries name.
+    """Draws packets of one chain. `points`: per field, the bounds that its entries name, sorted.
 
     Only the fields in `drawn` vary: addresses, ports, and those that some entry constrains.
     """
@@ -61,7 +62,7 @@ class Sampler:
         used = {field for entry in flat.entries for field in entry.box} | _ALWAYS_DRAWN
         return cls(
             flat.space,
-            {field: tuple(values) for field, values in points.items()},
+            {field: tuple(sorted(values)) for field, values in points.items()},
             tuple(field for field in AXES if field in used),
             random.Random(int(rng.integers(1 << 62))),
         )
@@ -127,9 +128,24 @@ class Sampler:
                 if plausible is None or bound in plausible:
                     return min(max(bound, 0), axis_size(field, self.space) - 1)
             wanted = plausible or Intervals.single(0, axis_size(field, self.space) - 1)
-        elif plausible is not None:
-            wanted = wanted.intersect(plausible) or wanted
+        else:
+            wanted = wanted if plausible is None else wanted.intersect(plausible) or wanted
+            bound = self._bound_within(field, wanted)
+            if bound is not None:
+                return bound
         return self._inside(wanted)
+
+    def _bound_within(self, field: Field, wanted: Intervals) -> int | None:
+        """Now and then a bound of another entry inside `wanted`, or its neighbour."""
+        if self.random.random() < 0.7:
+            return None
+        low, high = self.random.choice(wanted.ranges)
+        points = self.points[field]
+        first, last = bisect.bisect_left(points, low), bisect.bisect_right(points, high)
+        if first >= last:
+            return None
+        bound = points[self.random.randrange(first, last)] + self.random.choice((-1, 0, 1))
+        return min(max(bound, low), high)
 
     def _inside(self, values: Intervals) -> int:
         low, high = self.random.choice(values.ranges)
