@@ -130,9 +130,9 @@ class Sampler:
             wanted = plausible or Intervals.single(0, axis_size(field, self.space) - 1)
         else:
             wanted = wanted if plausible is None else wanted.intersect(plausible) or wanted
-            bound = self._bound_within(field, wanted)
-            if bound is not None:
-                return bound
+            within = self._bound_within(field, wanted)
+            if within is not None:
+                return within
         return self._inside(wanted)
 
     def _bound_within(self, field: Field, wanted: Intervals) -> int | None:
