@@ -1,0 +1,265 @@
+"""iptables-restore text → Ruleset. Pure; every refusal names source, line and word.
+
+Source: iptables/iptables-restore.c and the man page. Rulesets are bytes: text that is not UTF-8
+is carried through by surrogateescape.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from bpfilter.errors import RulesetRefused
+from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.lexer import split
+from bpfilter.ruleset.matches.common import BadWord
+from bpfilter.ruleset.model import (
+    BUILTIN_CHAINS,
+    Chain,
+    Counters,
+    Match,
+    Rule,
+    Table,
+    Target,
+    TargetKind,
+)
+from bpfilter.ruleset.rule_parser import RuleParser
+from bpfilter.ruleset.targets import EXTENSIONS
+
+_COUNTERS = re.compile(r"\[(\d+):(\d+)\]")
+_POLICIES = ("ACCEPT", "DROP")
+_MAX_CHAIN_NAME = 28
+
+
+@dataclass(slots=True)
+class _Rule:
+    line: int
+    matches: tuple[Match, ...]
+    target: Target
+    counters: Counters | None
+
+
+@dataclass(slots=True)
+class _Chain:
+    name: str
+    policy: str | None
+    line: int
+    counters: Counters | None = None
+    rules: list[_Rule] = field(default_factory=list)
+
+
+class Refuser:
+    """Makes refusals that name this source."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def __call__(
+        self, message: str, line: int, word: str | None = None, hint: str | None = None
+    ) -> RulesetRefused:
+        return RulesetRefused(message, source=self.source, line=line, word=word, hint=hint)
+
+
+def parse(text: str, family: Family, source: str) -> dict[str, Table]:
+    """All tables of the text. A table that stands twice counts as iptables-restore has it: last."""
+    refuse = Refuser(source)
+    tables: dict[str, Table] = {}
+    current: _TableParser | None = None
+    rules = RuleParser(family)
+    number = 0
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line or line[0] == "#":
+            continue
+        if current is None:
+            if not line.strip():
+                continue
+            current = _open_table(line, number, text, rules, refuse)
+        elif line == "COMMIT":
+            tables[current.name] = current.finish()
+            current = None
+        elif line.strip():
+            current.line(line, number)
+    if current is not None:
+        raise refuse(
+            f"table {current.name} has no COMMIT",
+            number,
+            hint="the text may have been cut: save the rules again and compare",
+        )
+    return tables
+
+
+def _open_table(
+    line: str, number: int, text: str, rules: RuleParser, refuse: Refuser
+) -> _TableParser:
+    if not line.startswith("*"):
+        hint = "a ruleset is what iptables-save prints: *table, chains, rules, COMMIT"
+        raise refuse("a line stands outside any table", number, line.split()[0], hint)
+    name = line[1:].strip()
+    if name not in BUILTIN_CHAINS:
+        raise refuse("no such table", number, name, f"tables are {', '.join(BUILTIN_CHAINS)}")
+    return _TableParser(name, rules, refuse)
+
+
+class _TableParser:
+    def __init__(self, name: str, rules: RuleParser, refuse: Refuser) -> None:
+        self.name = name
+        self._parser = rules
+        self._refuse = refuse
+        self._chains = {c: _Chain(c, "ACCEPT", 0) for c in BUILTIN_CHAINS[name]}
+        self._users: frozenset[str] = frozenset()
+
+    def line(self, line: str, number: int) -> None:
+        words = split(line, source=self._refuse.source, number=number)
+        counters = None
+        found = _COUNTERS.fullmatch(words[0])
+        if found:
+            counters = Counters(int(found[1]), int(found[2]))
+            words = words[1:]
+        if not words:
+            raise self._refuse("counters stand alone", number, line)
+        # `-4` and `-6` may stand before the command: the line is then for that family alone.
+        family_flags = {"-4": "-4", "-6": "-6", "--ipv4": "-4", "--ipv6": "-6"}
+        if words[0] in family_flags and len(words) > 2:
+            words = [*words[1:3], *words[3:], words[0]]
+        command = words[0]
+        if command.startswith(":"):
+            self._declare(words, number)
+        elif command in ("-A", "--append", "-I", "--insert"):
+            self._rule(words, number, counters)
+        elif command in ("-N", "--new-chain", "-P", "--policy", "-F", "--flush", "-X", "-Z"):
+            self._chain_command(words, number)
+        else:
+            raise self._refuse(
+                "unknown command", number, command, "rules begin with -A, chains with a colon"
+            )
+
+    def _declare(self, words: list[str], number: int) -> None:
+        name = words[0][1:] or (words[1] if len(words) > 1 else "")
+        rest = words[1:] if words[0] != ":" else words[2:]
+        policy = rest[0] if rest else None
+        if policy is None:
+            raise self._refuse("the chain lacks a policy", number, name, "user chains have `-`")
+        counters = None
+        if len(rest) > 1 and policy != "-":
+            found = _COUNTERS.fullmatch(rest[1])
+            if not found:
+                raise self._refuse("counters are [packets:bytes]", number, rest[1])
+            counters = Counters(int(found[1]), int(found[2]))
+        if name in self._chains and name in BUILTIN_CHAINS[self.name]:
+            self._set_policy(name, policy, number)
+            self._chains[name].counters = counters
+            self._chains[name].line = number
+            return
+        if policy != "-":
+            raise self._refuse("only built-in chains have a policy", number, policy)
+        self._new(name, number)
+        self._chains[name].counters = counters
+
+    def _new(self, name: str, number: int) -> None:
+        if not name or len(name.encode("utf-8", "surrogateescape")) > _MAX_CHAIN_NAME:
+            raise self._refuse(f"a chain name has 1 to {_MAX_CHAIN_NAME} bytes", number, name)
+        if name[0] in "-!":
+            raise self._refuse("a chain name cannot begin so", number, name)
+        if name in ("ACCEPT", "DROP", "RETURN", "QUEUE") or name in EXTENSIONS:
+            raise self._refuse("this name is a target's", number, name, "rename the chain")
+        self._chains[name] = _Chain(name, None, number)
+        self._users = frozenset(n for n, c in self._chains.items() if c.policy is None)
+
+    def _set_policy(self, name: str, policy: str, number: int) -> None:
+        if policy == "-":
+            return
+        if policy not in _POLICIES:
+            raise self._refuse("a policy is ACCEPT or DROP", number, policy)
+        self._chains[name].policy = policy
+
+    def _chain_command(self, words: list[str], number: int) -> None:
+        command, arguments = words[0], words[1:]
+        if command in ("-N", "--new-chain") and len(arguments) == 1:
+            if arguments[0] in self._chains:
+                raise self._refuse("the chain exists already", number, arguments[0])
+            self._new(arguments[0], number)
+        elif command in ("-P", "--policy") and len(arguments) == 2:
+            if arguments[0] not in BUILTIN_CHAINS[self.name]:
+                raise self._refuse("only built-in chains have a policy", number, arguments[0])
+            self._set_policy(arguments[0], arguments[1], number)
+        elif command in ("-F", "--flush") and len(arguments) <= 1:
+            for name in arguments or list(self._chains):
+                self._known(name, number).rules.clear()
+        elif command == "-X" and len(arguments) <= 1:
+            for name in arguments or sorted(self._users):
+                self._known(name, number)
+                del self._chains[name]
+            self._users = frozenset(n for n, c in self._chains.items() if c.policy is None)
+        elif command != "-Z":
+            raise self._refuse("wrong number of arguments", number, command)
+
+    def _known(self, name: str, number: int) -> _Chain:
+        if name not in self._chains:
+            raise self._refuse(
+                f"table {self.name} has no such chain",
+                number,
+                name,
+                f"declare it first: `:{name} - [0:0]`",
+            )
+        return self._chains[name]
+
+    def _rule(self, words: list[str], number: int, counters: Counters | None) -> None:
+        if len(words) < 2:
+            raise self._refuse("the rule names no chain", number, words[0])
+        chain = self._known(words[1], number)
+        rest = words[2:]
+        position = None
+        if words[0] in ("-I", "--insert"):
+            position = 0
+            if rest and rest[0].isdigit():
+                position = int(rest[0]) - 1
+                rest = rest[1:]
+            if not 0 <= position <= len(chain.rules):
+                raise self._refuse("the chain is not that long", number, words[2])
+        try:
+            expanded, target, parsed = self._parser.parse(rest, self._users)
+        except BadWord as error:
+            raise self._refuse(str(error), number, error.word, error.hint) from None
+        if parsed.other_family:
+            return
+        self._check_target(target, number)
+        if parsed.counters is not None:
+            counters = Counters(*parsed.counters)
+        new = [_Rule(number, matches, target, counters) for matches in expanded]
+        at = len(chain.rules) if position is None else position
+        chain.rules[at:at] = new
+
+    def _check_target(self, target: Target, number: int) -> None:
+        if target.kind is not TargetKind.EXTENSION or target.name in EXTENSIONS:
+            return
+        if not target.name.isupper():
+            raise self._refuse(
+                f"table {self.name} has no chain of this name, and no target either",
+                number,
+                target.name,
+                f"declare the chain first: `:{target.name} - [0:0]`",
+            )
+
+    def finish(self) -> Table:
+        chains = {
+            chain.name: Chain(
+                chain.name,
+                chain.policy,
+                tuple(
+                    Rule(
+                        self.name,
+                        chain.name,
+                        index,
+                        rule.line,
+                        rule.matches,
+                        rule.target,
+                        rule.counters,
+                    )
+                    for index, rule in enumerate(chain.rules, 1)
+                ),
+                chain.counters,
+                chain.line,
+            )
+            for chain in self._chains.values()
+        }
+        return Table(self.name, chains)

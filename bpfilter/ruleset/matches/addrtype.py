@@ -1,0 +1,36 @@
+"""addrtype: the type of an address by the local routing table (net/netfilter/xt_addrtype.c).
+
+Over IPv4 without a limit to an interface the answer depends on the local table alone. IPv6 asks
+for routes, and a limited one for the device's: those stay dynamic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bpfilter.ruleset.fields import ADDRESS_TYPES, Family, Field, Intervals
+from bpfilter.ruleset.matches.common import DYNAMIC, BadWord, Meaning, Option, intervals_term
+
+OPTIONS = {"--src-type": 1, "--dst-type": 1, "--limit-iface-in": 0, "--limit-iface-out": 0}
+
+
+def interpret(options: Sequence[Option], family: Family) -> Meaning:
+    terms = []
+    limited = family is Family.IPV6
+    for option in options:
+        if option.name.startswith("--limit"):
+            limited = True
+            continue
+        field = Field.SOURCE_TYPE if option.name == "--src-type" else Field.DESTINATION_TYPE
+        terms.append(intervals_term(field, _types(option.values[0]), option.negated, family))
+    return DYNAMIC if limited else Meaning((tuple(terms),))
+
+
+def _types(word: str) -> Intervals:
+    numbers = []
+    for name in word.split(","):
+        if name.upper() not in ADDRESS_TYPES:
+            raise BadWord("not an address type", name, ", ".join(ADDRESS_TYPES))
+        index = ADDRESS_TYPES.index(name.upper())
+        numbers.append((index, index))
+    return Intervals.of(numbers)

@@ -1,0 +1,74 @@
+"""tcp, udp, udplite, sctp, dccp: ports, TCP flags (net/netfilter/xt_tcpudp.c, xt_sctp.c)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bpfilter.ruleset.fields import Family, Field, Intervals, Term
+from bpfilter.ruleset.matches.common import (
+    DYNAMIC,
+    BadWord,
+    Interpreter,
+    Meaning,
+    Option,
+    conjunction,
+    intervals_term,
+    port_range,
+)
+
+FLAGS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32, "ALL": 0x3F, "NONE": 0}
+
+PORT_OPTIONS: Mapping[str, int] = {
+    "--sport": 1, "--source-port": 1, "--dport": 1, "--destination-port": 1,
+}  # fmt: skip
+TCP_OPTIONS: Mapping[str, int] = {
+    **PORT_OPTIONS, "--syn": 0, "--tcp-flags": 2, "--tcp-option": 1,
+}  # fmt: skip
+CHUNK_OPTIONS: Mapping[str, int] = {**PORT_OPTIONS, "--chunk-types": 2}
+DCCP_OPTIONS: Mapping[str, int] = {**PORT_OPTIONS, "--dccp-types": 1, "--dccp-option": 1}
+
+
+def ports(protocol: str) -> Interpreter:
+    """The interpreter of a transport protocol's match; options beyond ports make it dynamic."""
+
+    def interpret(options: Sequence[Option], family: Family) -> Meaning:
+        terms = []
+        dynamic = False
+        for option in options:
+            term = _term(option, protocol, family)
+            dynamic = dynamic or term is None
+            if term is not None:
+                terms.append(term)
+        return DYNAMIC if dynamic else conjunction(terms)
+
+    return interpret
+
+
+def _term(option: Option, protocol: str, family: Family) -> Term | None:
+    if option.name in ("--sport", "--source-port"):
+        values = Intervals.of([port_range(option.values[0], protocol)])
+        return intervals_term(Field.SOURCE_PORT, values, option.negated, family)
+    if option.name in ("--dport", "--destination-port"):
+        values = Intervals.of([port_range(option.values[0], protocol)])
+        return intervals_term(Field.DESTINATION_PORT, values, option.negated, family)
+    if option.name == "--syn":
+        return intervals_term(Field.TCP_FLAGS, masked(0x17, 0x02), option.negated, family)
+    if option.name == "--tcp-flags":
+        mask, wanted = (flags(word) for word in option.values)
+        return intervals_term(Field.TCP_FLAGS, masked(mask, wanted), option.negated, family)
+    return None
+
+
+def flags(word: str) -> int:
+    """A comma list of TCP flag names as a mask of byte 13 of the header."""
+    mask = 0
+    for name in word.split(","):
+        if name.upper() not in FLAGS:
+            raise BadWord("not a TCP flag", name, f"flags are {', '.join(FLAGS)}")
+        mask |= FLAGS[name.upper()]
+    return mask
+
+
+def masked(mask: int, value: int) -> Intervals:
+    """Bytes `b` with `b & mask == value`."""
+    return Intervals.of((b, b) for b in range(256) if b & mask == value)

@@ -1,0 +1,279 @@
+"""One rule's words → matches and a target. Pure; identical matches share one object."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bpfilter.ruleset import targets
+from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.matches import dynamic, header
+from bpfilter.ruleset.matches.common import BadWord, Option
+from bpfilter.ruleset.matches.registry import IMPLICIT, Spec, spec
+from bpfilter.ruleset.model import Match, StateEffect, Target
+
+HEADER_FLAGS = {
+    "-p": "-p", "--proto": "-p", "--protocol": "-p",
+    "-s": "-s", "--src": "-s", "--source": "-s",
+    "-d": "-d", "--dst": "-d", "--destination": "-d",
+    "-i": "-i", "--in-interface": "-i",
+    "-o": "-o", "--out-interface": "-o",
+    "-f": "-f", "--fragment": "-f", "--fragments": "-f",
+    "-m": "-m", "--match": "-m",
+    "-j": "-j", "--jump": "-j",
+    "-g": "-g", "--goto": "-g",
+    "-c": "-c", "--set-counters": "-c",
+    "-4": "-4", "--ipv4": "-4", "-6": "-6", "--ipv6": "-6",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Open:
+    """A match whose options are still being read."""
+
+    name: str
+    spec: Spec
+    options: list[Option] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class ParsedRule:
+    """A rule before address lists are expanded and it gets its number."""
+
+    headers: list[Match] = field(default_factory=list)
+    addresses: list[list[Match]] = field(default_factory=list)
+    opened: list[_Open] = field(default_factory=list)
+    flag: str = ""
+    target: str = ""
+    target_words: list[str] = field(default_factory=list)
+    counters: tuple[int, int] | None = None
+    protocol: int = 0
+    other_family: bool = False
+
+
+class RuleParser:
+    """Parses rules of one family; keeps a cache so that equal words give the same Match."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self._cache: dict[tuple[object, ...], Match] = {}
+
+    def parse(
+        self, words: Sequence[str], user_chains: frozenset[str]
+    ) -> tuple[list[tuple[Match, ...]], Target, ParsedRule]:
+        """The matches of each rule that these words stand for (address lists give several).
+
+        Raises BadWord.
+        """
+        rule = ParsedRule()
+        index = 0
+        while index < len(words):
+            negated = words[index] == "!"
+            index += negated
+            if index >= len(words):
+                raise BadWord("`!` stands before nothing", "!")
+            index = self._word(rule, words, index, negated)
+        target = self._target(rule, user_chains)
+        matches = [self._close(opened) for opened in rule.opened]
+        choices = itertools.product(*rule.addresses)
+        rules = [(*chosen, *rule.headers, *matches) for chosen in choices]
+        return rules, target, rule
+
+    def _word(self, rule: ParsedRule, words: Sequence[str], index: int, negated: bool) -> int:
+        word = words[index]
+        flag = HEADER_FLAGS.get(word)
+        if flag is None and len(word) > 2 and word[0] == "-" and word[1] != "-":
+            flag = HEADER_FLAGS.get(word[:2])
+            if flag is not None:
+                words = [*words[:index], word[:2], word[2:], *words[index + 1 :]]
+                self._header(rule, flag, words, index, negated)
+                return index + 1
+        if rule.flag and not flag and word.startswith("-"):
+            return self._target_or_match_option(rule, words, index, negated)
+        if flag is not None:
+            return self._header(rule, flag, words, index, negated)
+        if word.startswith("--"):
+            return self._option(rule, words, index, negated)
+        raise BadWord("this word stands where an option is expected", word)
+
+    def _header(
+        self, rule: ParsedRule, flag: str, words: Sequence[str], index: int, negated: bool
+    ) -> int:
+        if flag in ("-4", "-6"):
+            rule.other_family = (flag == "-6") != (self.family is Family.IPV6)
+            return index + 1
+        if flag == "-f":
+            if self.family is Family.IPV6:
+                raise BadWord("ip6tables has no -f", "-f", "use -m frag")
+            rule.headers.append(self._cached(("-f", negated), lambda: header.fragment(negated)))
+            return index + 1
+        values = list(words[index + 1 : index + 3])
+        if values and values[0] == "!" and flag in ("-s", "-d", "-p", "-i", "-o"):
+            raise BadWord("`!` stands behind its option", "!", f"write `! {flag} …`")
+        if not values:
+            raise BadWord("the option lacks its argument", words[index])
+        value = values[0]
+        if negated and flag in ("-m", "-j", "-g", "-c"):
+            raise BadWord("`!` cannot stand here", words[index])
+        if flag == "-c":
+            return self._counters(rule, words, index)
+        if flag == "-m":
+            name, found = spec(value, self.family)
+            if found.family not in (None, self.family):
+                raise BadWord(f"this match is not one of {self.family}", value)
+            rule.opened.append(_Open(name, found))
+        elif flag in ("-j", "-g"):
+            if rule.flag:
+                raise BadWord("a rule has one target", value)
+            rule.flag, rule.target = flag, value
+        else:
+            self._header_match(rule, flag, value, negated)
+        return index + 2
+
+    def _header_match(self, rule: ParsedRule, flag: str, value: str, negated: bool) -> None:
+        if flag == "-p":
+            rule.protocol = 0 if negated else header.protocol_number(value)
+            make = self._cached((flag, value, negated), lambda: header.protocol(value, negated))
+            rule.headers.append(make)
+        elif flag in ("-i", "-o"):
+            key = (flag, value, negated)
+            rule.headers.append(self._cached(key, lambda: header.interface(flag, value, negated)))
+        else:
+            parts = value.split(",")
+            if len(parts) > 1 and negated:
+                raise BadWord("`!` cannot stand before several addresses", value)
+            rule.addresses.append([self._address(flag, part, negated) for part in parts])
+
+    def _address(self, flag: str, word: str, negated: bool) -> Match:
+        return self._cached(
+            (flag, word, negated), lambda: header.address(flag, word, negated, self.family)
+        )
+
+    def _counters(self, rule: ParsedRule, words: Sequence[str], index: int) -> int:
+        first = words[index + 1]
+        if "," in first:
+            packets, _, octets = first.partition(",")
+            rest = index + 2
+        elif index + 2 < len(words):
+            packets, octets, rest = first, words[index + 2], index + 3
+        else:
+            raise BadWord("-c takes packets and bytes", first)
+        if not (packets.isdigit() and octets.isdigit()):
+            raise BadWord("-c takes two numbers", first)
+        rule.counters = (int(packets), int(octets))
+        return rest
+
+    def _option(self, rule: ParsedRule, words: Sequence[str], index: int, negated: bool) -> int:
+        name = words[index]
+        for opened in reversed(rule.opened):
+            real = _option_name(name, opened.spec)
+            if real is not None:
+                return self._take(opened, real, words, index, negated)
+        implicit = IMPLICIT.get(rule.protocol)
+        if implicit is not None and all(o.name != implicit for o in rule.opened):
+            _, found = spec(implicit, self.family)
+            real = _option_name(name, found)
+            if real is not None:
+                opened = _Open(implicit, found)
+                rule.opened.append(opened)
+                return self._take(opened, real, words, index, negated)
+        for opened in reversed(rule.opened):
+            if opened.spec.open:
+                return self._take(opened, name, words, index, negated)
+        raise BadWord(
+            "unknown option", name, "name its match with -m before it, or correct the spelling"
+        )
+
+    def _take(
+        self, opened: _Open, name: str, words: Sequence[str], index: int, negated: bool
+    ) -> int:
+        arity = opened.spec.options.get(name)
+        start = index + 1
+        if arity is None:
+            end = start
+            while end < len(words) and words[end] != "!" and not _is_option(words[end]):
+                end += 1
+        else:
+            end = start + arity
+            if end > len(words):
+                raise BadWord(f"the option takes {arity} argument(s)", words[index])
+            if arity and words[start] == "!":
+                raise BadWord("`!` stands behind its option", "!", f"write `! {name} …`")
+        opened.options.append(Option(name, tuple(words[start:end]), negated))
+        return end
+
+    def _target_or_match_option(
+        self, rule: ParsedRule, words: Sequence[str], index: int, negated: bool
+    ) -> int:
+        """Options behind -j belong to the target, unless a match of the rule knows them."""
+        name = words[index]
+        target_has_options = rule.target not in targets.VERDICTS
+        if not target_has_options or any(
+            not o.spec.open and _option_name(name, o.spec) for o in rule.opened
+        ):
+            return self._option(rule, words, index, negated)
+        end = index + 1
+        while end < len(words) and words[end] != "!" and not _starts_header(words, end):
+            end += 1
+        if rule.target in targets.EXTENSIONS and end - index > targets.option_words(rule.target):
+            extra = words[index + targets.option_words(rule.target)]
+            raise BadWord("this word stands where an option is expected", extra, "quote it")
+        if negated:
+            rule.target_words.append("!")
+        rule.target_words.extend(words[index:end])
+        return end
+
+    def _target(self, rule: ParsedRule, user_chains: frozenset[str]) -> Target:
+        if not rule.flag:
+            return targets.NO_TARGET
+        known = rule.target in user_chains
+        if rule.flag == "-g" and not known:
+            raise BadWord("-g goes to a user chain", rule.target, "declare the chain before")
+        if known and rule.target_words:
+            raise BadWord("a jump takes no options", rule.target_words[0])
+        return targets.make(rule.flag, rule.target, tuple(rule.target_words), user_chains)
+
+    def _close(self, opened: _Open) -> Match:
+        key = (opened.name, *((o.name, o.values, o.negated) for o in opened.options))
+        return self._cached(key, lambda: self._match(opened))
+
+    def _match(self, opened: _Open) -> Match:
+        words = ["-m", opened.name]
+        for option in opened.options:
+            words += ["!"] * option.negated + [option.name, *option.values]
+        if opened.spec.required and not opened.options:
+            raise BadWord(f"match {opened.name} lacks its options", opened.name)
+        found = None
+        effect = StateEffect.NONE
+        if opened.spec.interpret is not None:
+            meaning = opened.spec.interpret(opened.options, self.family)
+            found, effect = meaning.alternatives, meaning.effect
+        else:
+            effect = dynamic.effect(opened.name)
+        return Match(opened.name, tuple(words), found, effect=effect)
+
+    def _cached(self, key: tuple[object, ...], make: object) -> Match:
+        match = self._cache.get(key)
+        if match is None:
+            assert callable(make)
+            match = make()
+            assert isinstance(match, Match)
+            self._cache[key] = match
+        return match
+
+
+def _option_name(name: str, found: Spec) -> str | None:
+    """The option's full name if the match has it; unambiguous beginnings count (getopt_long)."""
+    if name in found.options:
+        return name
+    begins = [option for option in found.options if option.startswith(name)]
+    return begins[0] if len(begins) == 1 and len(name) > 3 else None
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("--") or word in HEADER_FLAGS
+
+
+def _starts_header(words: Sequence[str], index: int) -> bool:
+    return _is_option(words[index])
