@@ -145,7 +145,7 @@ def _ping(network: Network, family: int, source: str, target: str, patience: flo
         sock.bind((source, 0))
         sock.connect((target, 0))
         body = struct.pack("!BBHHH", 8 if four else 128, 0, 0, 0x5A5A, 1) + b"bpfilter"
-        sock.send(body[:2] + struct.pack("!H", _checksum(body)) + body[4:] if four else body)
+        sock.send(body[:2] + struct.pack("!H", checksum(body)) + body[4:] if four else body)
         end = time.monotonic() + patience
         while (left := end - time.monotonic()) > 0:
             sock.settimeout(left)
@@ -158,7 +158,8 @@ def _ping(network: Network, family: int, source: str, target: str, patience: flo
     return False
 
 
-def _checksum(data: bytes) -> int:
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071) of an even number of bytes."""
     total = sum(_words(data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bpfilter.analysis.equivalence import Proof, prove
 from bpfilter.compiler.compile import assemble, compile_ruleset
@@ -44,6 +44,18 @@ class Prepared:
         """The plans' chains in the order of the image's slots."""
         return [(plan, chain) for plan in self.plans.values() for chain in plan.chains.values()]
 
+    def within(self, mark: MarkField) -> Prepared:
+        """The same with codes that fit a narrower mark field; what finds no code is punted."""
+        image = assemble(list(self.plans.values()), code_space=mark.max_code + 1)
+        return replace(self, image=image)
+
+    def count(self) -> Mapping[Family, Ruleset]:
+        """The rulesets as they are now, with their counters and without ours."""
+        return {
+            family: _read(self.tables[family], self.tables[family].save(counters=True))
+            for family in self.plans
+        }
+
     def dispatch(
         self, family: Family, mark: MarkField, interfaces: Sequence[str], *, translated: bool
     ) -> Dispatch:
@@ -68,7 +80,6 @@ def prepare(
     backend: Backend,
     *,
     chains: Sequence[tuple[str, str]] = LIVE_CHAINS,
-    code_space: int = 256,
     force: bool = False,
 ) -> Prepared:
     """Read, translate and prove the live ruleset of the current network namespace.
@@ -81,8 +92,7 @@ def prepare(
     plans: dict[Family, Plan] = {}
     proofs: dict[Family, Sequence[Proof]] = {}
     for family, save in saves.items():
-        source = f"live {family} ({backend})"
-        ruleset = read_text(ours.strip(save), source=source, family=family, backend=backend)
+        ruleset = _read(tables[family], save)
         if "filter" not in ruleset.tables:
             continue
         plans[family] = compile_ruleset(ruleset, chains)
@@ -92,9 +102,18 @@ def prepare(
             f"the {backend} backend has no filter table here",
             hint="load your rules first, or choose the other backend with --backend",
         )
-    image = assemble(list(plans.values()), code_space=code_space)
+    image = assemble(list(plans.values()))
     fingerprints = {family: Fingerprint.of(save) for family, save in saves.items()}
     return Prepared(backend, tables, fingerprints, plans, proofs, image)
+
+
+def _read(tables: Tables, save: str) -> Ruleset:
+    return read_text(
+        ours.strip(save),
+        source=f"live {tables.family} ({tables.backend})",
+        family=tables.family,
+        backend=tables.backend,
+    )
 
 
 def _proven(ruleset: Ruleset, chain: ChainPlan, force: bool) -> Proof:

@@ -1,0 +1,100 @@
+"""`bpfilterd`: the foreground process that vouches for the programs of one network namespace.
+
+On SIGTERM or SIGINT it rolls back and ends. Exit codes: 0 told to stop, 1 failed or not confirmed,
+64 usage.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import click
+import structlog
+import typer
+
+from bpfilter.errors import BpfilterError, UsageError
+from bpfilter.rollout.journal import Journal, Stage, state_directory
+from bpfilter.rollout.lease import LEASE_SECONDS
+from bpfilter.rollout.service import Goal, serve
+from bpfilter.rollout.stages import Request
+from bpfilter.rollout.teardown import teardown
+from bpfilter.ruleset.live import find_backend
+from bpfilter.ruleset.model import Backend
+
+_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+
+def daemon_command(
+    interface: Annotated[
+        list[str], typer.Option("--interface", "-i", help="Interface to attach to; repeatable.")
+    ],
+    stage: Annotated[Stage, typer.Option(help="How far to go.")] = Stage.SHADOW,
+    backend: Annotated[Backend | None, typer.Option(help="Default: the one with rules.")] = None,
+    confirm_within: Annotated[
+        float | None, typer.Option(min=1.0, help="Roll back unless confirmed in so many seconds.")
+    ] = None,
+    shadow_seconds: Annotated[
+        float, typer.Option(min=0.0, help="Compare counters for so long before enforcing.")
+    ] = 3.0,
+    lease_seconds: Annotated[
+        float, typer.Option(min=2.0, max=60.0, help="How long programs decide without us.")
+    ] = LEASE_SECONDS,
+    force: Annotated[bool, typer.Option(help="Enforce with an incomplete proof.")] = False,
+    state: Annotated[
+        Path | None, typer.Option(help="Directory of the journal, default by namespace.")
+    ] = None,
+) -> None:
+    """Shadow or enforce the live iptables rules of this network namespace until told to stop."""
+    if stage is Stage.OFF:
+        raise UsageError("--stage takes shadow or enforce", hint="`bpfilter teardown` turns it off")
+    log = structlog.get_logger("bpfilterd")
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    directory = state or state_directory()
+    with Journal(directory) as journal:
+        running = journal.daemon()
+    if running is not None:
+        raise UsageError(f"bpfilterd runs here already, as process {running}", hint="stop it first")
+    for line in teardown(directory):
+        log.warning("left over from before", removed=line)
+    request = Request(tuple(interface), backend or find_backend(), lease_seconds, force=force)
+    journal = Journal(directory)
+    try:
+        serve(request, Goal(stage, confirm_within, shadow_seconds), journal, log.info, _wait)
+    finally:
+        journal.remove()
+
+
+def _wait(seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if signal.sigtimedwait(_SIGNALS, left) is not None:
+            return True
+    return False
+
+
+def run(command: Callable[..., None], name: str) -> int:
+    """Run one command as a program; errors become sentences on standard error and exit codes."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    try:
+        result = typer.main.get_command(app).main(prog_name=name, standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        return 64
+    except click.Abort:
+        return 130
+    except BpfilterError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the `bpfilterd` console script."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    sys.exit(run(daemon_command, "bpfilterd"))

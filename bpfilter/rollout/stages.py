@@ -1,0 +1,248 @@
+"""The stages of one network namespace: off → shadow → enforce, and back to off from anywhere.
+
+Guarantees: the original rules are never edited; iptables decides whenever we do not; no step
+leaves a packet without a judge. Cutting over: the dispatch chains first (nothing is marked yet),
+then programs that mark, then the lease that lets them decide. Rolling back: the reverse. A stage
+that nobody confirms ends in the kernel, by its lease, even if this process is dead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from bpfilter.compiler.codes import CODES
+from bpfilter.compiler.mark import MarkField
+from bpfilter.errors import RolloutError
+from bpfilter.rollout import host
+from bpfilter.rollout.drift import Fingerprint
+from bpfilter.rollout.journal import Journal, Stage
+from bpfilter.rollout.lease import LEASE_SECONDS, Lease
+from bpfilter.rollout.mark import choose, ruleset_uses
+from bpfilter.rollout.prepare import LIVE_CHAINS, Prepared, prepare
+from bpfilter.rollout.program import Program
+from bpfilter.rollout.shadow import ShadowReport, compare
+from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.model import Backend, Ruleset
+
+_GRACE_SECONDS = 0.05
+"""Marked packets that are between TC and filter when marking stops get through in this time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an operator asks for. `force`: also enforce what is proven incompletely."""
+
+    interfaces: tuple[str, ...]
+    backend: Backend
+    lease_seconds: float = LEASE_SECONDS
+    chains: tuple[tuple[str, str], ...] = LIVE_CHAINS
+    force: bool = False
+
+
+Report = Callable[[str], None]
+
+
+class Rollout:
+    """One namespace's rollout, used by one thread; leaving the context rolls back to off."""
+
+    def __init__(self, request: Request, journal: Journal, report: Report) -> None:
+        self.request = request
+        self.stage = Stage.OFF
+        self.prepared: Prepared | None = None
+        self.mark: MarkField | None = None
+        self.lease: Lease | None = None
+        self._journal = journal
+        self._report = report
+        self._program: Program | None = None
+        self._links: Mapping[str, int] = {}
+        self._expected: Mapping[Family, Fingerprint] = {}
+        self._counted_from: Mapping[Family, Ruleset] = {}
+        self._ticks = 0
+
+    def __enter__(self) -> Rollout:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.rollback()
+
+    def shadow(self) -> Prepared:
+        """Translate, load and attach without deciding anything. RolloutError leaves it off."""
+        self.rollback()
+        try:
+            self._links = self._interfaces()
+            with self._journal.step("plan"):
+                prepared = self.prepared = prepare(
+                    self.request.backend, chains=self.request.chains, force=self.request.force
+                )
+            with self._journal.step("attach"):
+                self._counted_from = prepared.count()
+                self._start(prepared, None)
+            self._expected = prepared.fingerprints
+            self._vouch(None)
+            self._enter(Stage.SHADOW)
+        except BaseException:
+            self.rollback()
+            raise
+        return prepared
+
+    def enforce(self, confirm_within: float | None = None) -> None:
+        """Let the programs decide, for at most `confirm_within` seconds unless confirmed.
+
+        RolloutError, with everything rolled back, if the host does not allow it or the ruleset
+        changed since it was translated.
+        """
+        prepared = self.prepared
+        if self.stage is not Stage.SHADOW or prepared is None:
+            raise RolloutError(
+                "only a shadowed plan is enforced", hint="start with the shadow stage"
+            )
+        try:
+            self._refuse_obstacles()
+            self.mark = self._choose_mark(prepared)
+            if self.mark.max_code < CODES - 1:
+                prepared = self.prepared = prepared.within(self.mark)
+            self._stop()
+            with self._journal.step("dispatch"):
+                self._install(prepared, self.mark)
+            with self._journal.step("mark"):
+                self._start(prepared, self.mark)
+            self._vouch(confirm_within)
+            self._enter(Stage.ENFORCE)
+        except BaseException:
+            self.rollback()
+            raise
+
+    def confirm(self) -> None:
+        """The operator confirmed the stage: it stays."""
+        if self.lease is not None:
+            self.lease.confirm()
+            self._report("confirmed")
+
+    def tick(self) -> str | None:
+        """Check everything, then renew the lease. Otherwise revoke it and say why."""
+        if self.lease is None:
+            return "nothing is loaded"
+        reason = self._trouble()
+        if reason is None:
+            self.lease.renew()
+        else:
+            self.lease.revoke()
+            self._report(f"lease revoked: {reason}")
+        return reason
+
+    def compare(self) -> Sequence[ShadowReport]:
+        """Compare counters since the shadow stage began, one report per chain."""
+        if self.stage is not Stage.SHADOW or self.prepared is None or self._program is None:
+            raise RolloutError("counters are compared in the shadow stage only")
+        counted = self._program.counters()
+        after = self.prepared.count()
+        return [
+            compare(
+                self._counted_from[plan.family],
+                after[plan.family],
+                chain,
+                counted[slot].entries,
+                counted[slot].decided,
+            )
+            for slot, (plan, chain) in enumerate(self.prepared.chains())
+        ]
+
+    def rollback(self) -> None:
+        """Back to off from any stage; does nothing where there is nothing."""
+        if self.lease is not None:
+            self.lease.revoke()
+        marked = self.mark is not None
+        if marked and self.prepared is not None:
+            time.sleep(_GRACE_SECONDS)
+            with self._journal.step("remove dispatch"):
+                for tables in self.prepared.tables.values():
+                    tables.clear()
+        self._stop()
+        self.mark = None
+        if self.stage is not Stage.OFF:
+            self._enter(Stage.OFF)
+
+    def _enter(self, stage: Stage) -> None:
+        self.stage = stage
+        self._journal.set("stage", stage)
+        self._report(f"stage {stage}")
+
+    def _interfaces(self) -> Mapping[str, int]:
+        found = {}
+        for name in self.request.interfaces:
+            for obstacle in host.link_obstacles(name):
+                raise RolloutError(obstacle.what, hint=obstacle.hint)
+            index = host.link_index(name)
+            if index is not None:
+                found[name] = index
+        return found
+
+    def _refuse_obstacles(self) -> None:
+        for obstacle in host.host_obstacles():
+            raise RolloutError(f"cannot enforce: {obstacle.what}", hint=obstacle.hint)
+
+    def _choose_mark(self, prepared: Prepared) -> MarkField:
+        uses = (*ruleset_uses(prepared.rulesets.values()), *host.mark_uses())
+        return choose(uses)
+
+    def _install(self, prepared: Prepared, mark: MarkField) -> None:
+        translated = bool(host.native_nft())
+        for family in prepared.plans:
+            prepared.tables[family].install(
+                prepared.dispatch(family, mark, self.request.interfaces, translated=translated)
+            )
+        saves = {family: tables.save() for family, tables in prepared.tables.items()}
+        self._expected = {family: Fingerprint.of(save) for family, save in saves.items()}
+        for family, fingerprint in self._expected.items():
+            if fingerprint.ruleset != prepared.fingerprints[family].ruleset:
+                raise RolloutError(
+                    f"the {family} ruleset changed while it was being translated", hint="try again"
+                )
+
+    def _start(self, prepared: Prepared, mark: MarkField | None) -> None:
+        program = self._program = Program.load(prepared.image, self._links, mark)
+        program.attach()
+        self.lease = Lease(program, self.request.lease_seconds)
+
+    def _vouch(self, confirm_within: float | None) -> None:
+        """Start the lease, if what was translated is still what is there."""
+        trouble = self._trouble()
+        if trouble is not None or self.lease is None:
+            raise RolloutError(f"{trouble} during the stage change", hint="try again")
+        if confirm_within is not None:
+            self.lease.confirm_within(confirm_within)
+        self.lease.renew()
+
+    def _stop(self) -> None:
+        self.lease = None
+        if self._program is not None:
+            with self._journal.step("detach"):
+                self._program.close()
+            self._program = None
+
+    def _drift(self) -> str | None:
+        if self.prepared is None:
+            return None
+        for family, tables in self.prepared.tables.items():
+            drift = self._expected[family].drift(tables.save())
+            if drift:
+                return f"{family} {drift}"
+        return None
+
+    def _trouble(self) -> str | None:
+        if self.lease is not None and self.lease.seconds_left == 0:
+            return "the stage was not confirmed in time"
+        for name, index in self._links.items():
+            if host.link_index(name) != index:
+                return f"interface {name} is gone or was renamed"
+        if self._program is not None and not self._program.attached():
+            return "our program is no longer attached"
+        return self._drift()
