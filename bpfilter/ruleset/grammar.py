@@ -216,12 +216,13 @@ class _TableParser:
                 rest = rest[1:]
             if not 0 <= position <= len(chain.rules):
                 raise self._refuse("the chain is not that long", number, words[2])
+        other = {"-4", "--ipv4"} if self._parser.family is Family.IPV6 else {"-6", "--ipv6"}
+        if other & set(rest):
+            return
         try:
             expanded, target, parsed = self._parser.parse(rest, self._users)
         except BadWord as error:
             raise self._refuse(str(error), number, error.word, error.hint) from None
-        if parsed.other_family:
-            return
         self._check_target(target, number)
         if parsed.counters is not None:
             counters = Counters(*parsed.counters)

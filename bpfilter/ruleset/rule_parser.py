@@ -49,7 +49,6 @@ class ParsedRule:
     target_words: list[str] = field(default_factory=list)
     counters: tuple[int, int] | None = None
     protocol: int = 0
-    other_family: bool = False
 
 
 class RuleParser:
@@ -101,7 +100,6 @@ class RuleParser:
         self, rule: ParsedRule, flag: str, words: Sequence[str], index: int, negated: bool
     ) -> int:
         if flag in ("-4", "-6"):
-            rule.other_family = (flag == "-6") != (self.family is Family.IPV6)
             return index + 1
         if flag == "-f":
             if self.family is Family.IPV6:
