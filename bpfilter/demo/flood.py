@@ -2,7 +2,7 @@
 
 BPF_PROG_TEST_RUN with BPF_F_TEST_XDP_LIVE_FRAMES turns one frame into many real ones, which a
 four-instruction program redirects out of the client's interface; the server receives them through
-its whole stack. Sender and receiver share one core, so the wall time per packet is the cost of both.
+its whole stack. Sender and receiver share a core: the wall time per packet is the cost of both.
 Source: net/bpf/test_run.c (xdp_test_run_batch).
 """
 

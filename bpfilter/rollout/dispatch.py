@@ -19,6 +19,7 @@ from bpfilter.errors import RolloutError
 from bpfilter.rollout import ours
 from bpfilter.rollout.ours import ENTRY_PREFIX, chain_name
 from bpfilter.ruleset.fields import Family, State
+from bpfilter.ruleset.lexer import quote
 from bpfilter.ruleset.model import Rule, Ruleset, TargetKind
 
 INGRESS_CHAINS = ("INPUT", "FORWARD")
@@ -229,10 +230,3 @@ class _Builder:
 def _rank(states: int) -> tuple[bool, bool, int]:
     """Established packets are confirmed first: they are most of the traffic."""
     return (not states & State.ESTABLISHED, not states & State.NEW, states)
-
-
-def quote(word: str) -> str:
-    """A word as iptables-restore reads it back: quoted only where it must be."""
-    if word and not set(word) & set(" \t\"'\\"):
-        return word
-    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
