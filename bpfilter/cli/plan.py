@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.live import read_live
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_file
+from bpfilter.ruleset.second_reader import second_reading
 
 
 class Format(StrEnum):
@@ -51,7 +53,10 @@ FamilyOption = Annotated[
 def load(ruleset: str | None, backend: Backend | None, family: Family | None) -> Ruleset:
     """Read the ruleset that the options name; raises RulesetRefused or LiveReadError."""
     if ruleset is None:
-        return read_live(family or Family.IPV4, backend)
+        live = read_live(family or Family.IPV4, backend)
+        if live.backend is Backend.LEGACY and live.tables:
+            return replace(live, warnings=(*live.warnings, *second_reading(live)))
+        return live
     return read_file(ruleset, family=family, backend=backend)
 
 

@@ -60,8 +60,12 @@ class Refuser:
         return RulesetRefused(message, source=self.source, line=line, word=word, hint=hint)
 
 
-def parse(text: str, family: Family, source: str) -> dict[str, Table]:
-    """All tables of the text. A table that stands twice counts as iptables-restore has it: last."""
+def parse(text: str, family: Family, source: str, *, lenient: bool = False) -> dict[str, Table]:
+    """All tables of the text. A table that stands twice counts as iptables-restore has it: last.
+
+    `lenient`: a rule for a chain that was never declared declares it, as iptables-nft-restore
+    --test has it (such a text does not load).
+    """
     refuse = Refuser(source)
     tables: dict[str, Table] = {}
     current: _TableParser | None = None
@@ -73,7 +77,7 @@ def parse(text: str, family: Family, source: str) -> dict[str, Table]:
         if current is None:
             if not line.strip():
                 continue
-            current = _open_table(line, number, text, rules, refuse)
+            current = _open_table(line, number, rules, refuse, lenient)
         elif line == "COMMIT":
             tables[current.name] = current.finish()
             current = None
@@ -89,7 +93,7 @@ def parse(text: str, family: Family, source: str) -> dict[str, Table]:
 
 
 def _open_table(
-    line: str, number: int, text: str, rules: RuleParser, refuse: Refuser
+    line: str, number: int, rules: RuleParser, refuse: Refuser, lenient: bool
 ) -> _TableParser:
     if not line.startswith("*"):
         hint = "a ruleset is what iptables-save prints: *table, chains, rules, COMMIT"
@@ -97,12 +101,13 @@ def _open_table(
     name = line[1:].strip()
     if name not in BUILTIN_CHAINS:
         raise refuse("no such table", number, name, f"tables are {', '.join(BUILTIN_CHAINS)}")
-    return _TableParser(name, rules, refuse)
+    return _TableParser(name, rules, refuse, lenient)
 
 
 class _TableParser:
-    def __init__(self, name: str, rules: RuleParser, refuse: Refuser) -> None:
+    def __init__(self, name: str, rules: RuleParser, refuse: Refuser, lenient: bool) -> None:
         self.name = name
+        self._lenient = lenient
         self._parser = rules
         self._refuse = refuse
         self._chains = {c: _Chain(c, "ACCEPT", 0) for c in BUILTIN_CHAINS[name]}
@@ -184,6 +189,8 @@ class _TableParser:
             self._set_policy(arguments[0], arguments[1], number)
         elif command in ("-F", "--flush") and len(arguments) <= 1:
             for name in arguments or list(self._chains):
+                if self._lenient and name not in self._chains:
+                    continue
                 self._known(name, number).rules.clear()
         elif command == "-X" and len(arguments) <= 1:
             for name in arguments or sorted(self._users):
@@ -206,6 +213,8 @@ class _TableParser:
     def _rule(self, words: list[str], number: int, counters: Counters | None) -> None:
         if len(words) < 2:
             raise self._refuse("the rule names no chain", number, words[0])
+        if self._lenient and words[1] not in self._chains:
+            self._new(words[1], number)
         chain = self._known(words[1], number)
         rest = words[2:]
         position = None

@@ -33,6 +33,7 @@ def read_text(
     source: str = "-",
     family: Family | None = None,
     backend: Backend | None = None,
+    lenient: bool = False,
 ) -> Ruleset:
     """Parse iptables-save text by our grammar alone; raises RulesetRefused.
 
@@ -45,7 +46,7 @@ def read_text(
     if backend is None and stated:
         nft = "nf_tables" in stated[0] or "nft" in stated[0] or stated[1] == "xtables"
         backend = Backend.NFT if nft else Backend.LEGACY
-    tables = parse(text, chosen, source)
+    tables = parse(text, chosen, source, lenient=lenient)
     ruleset = Ruleset(chosen, backend, tables, source=source, family_reason=reason)
     return replace(ruleset, digest=digest(ruleset))
 
@@ -68,7 +69,20 @@ def read_file(
         raise RulesetRefused(
             f"cannot be read: {error.strerror}", source=path, hint="check the path and its mode"
         ) from None
-    ruleset = read_text(data, source=path, family=family, backend=backend)
+    try:
+        ruleset = read_text(data, source=path, family=family, backend=backend)
+    except RulesetRefused:
+        if not (kernel_test and can_ask()):
+            raise
+        # iptables-nft-restore --test passes rules for undeclared chains; if it does, plan them.
+        try:
+            ruleset = read_text(data, source=path, family=family, backend=backend, lenient=True)
+            warnings = _judged(data, ruleset)
+        except RulesetRefused:
+            warnings = ()
+        if not warnings:
+            raise
+        return replace(ruleset, warnings=warnings)
     if not kernel_test:
         return ruleset
     return replace(ruleset, warnings=(*ruleset.warnings, *_judged(data, ruleset)))

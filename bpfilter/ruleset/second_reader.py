@@ -1,0 +1,165 @@
+"""An independent second reading of the legacy backend (libiptc), compared with ours.
+
+Known defects of libiptc's decoding give a note instead of an error:
+- a mask that is not a prefix is shown as the prefix with as many bits (255.255.0.255 as /24);
+- `-m state` and `-j NOTRACK` are shown under their real names, conntrack and CT.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bpfilter.errors import ReadersDisagree
+from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.matches.common import BadWord
+from bpfilter.ruleset.matches.header import parse_network, protocol_number
+from bpfilter.ruleset.model import Chain, Rule, Ruleset, TargetKind
+from bpfilter.ruleset.writer import rule_words
+
+SECONDS = 30.0
+_REAL_NAMES = {"state": "conntrack", "NOTRACK": "CT", "icmpv6": "icmp6"}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What both readers can say of a rule; addresses as (negated, value, mask)."""
+
+    source: tuple[bool, int, int]
+    destination: tuple[bool, int, int]
+    protocol: tuple[bool, int]
+    interfaces: tuple[str, str]
+    matches: tuple[str, ...]
+    target: str
+    goto: bool
+
+
+def second_reading(ruleset: Ruleset, seconds: float = SECONDS) -> tuple[str, ...]:
+    """Read the same legacy tables through libiptc and compare; returns notes.
+
+    Only tables that our reader saw are read, since reading a legacy table creates it. Raises
+    ReadersDisagree with both readings. A reader that fails or takes longer than `seconds` gives a
+    note: it is a second opinion, not a gate.
+    """
+    command = [sys.executable, "-m", "bpfilter.ruleset.libiptc_child", ruleset.family]
+    try:
+        done = subprocess.run(
+            [*command, *ruleset.tables], capture_output=True, timeout=seconds, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return (f"the second reader (libiptc) did not finish within {seconds:.0f} s",)
+    if done.returncode != 0:
+        last = done.stderr.decode("utf-8", "backslashreplace").strip().splitlines()[-1:]
+        return (f"the second reader (libiptc) failed: {''.join(last) or 'no message'}",)
+    document = json.loads(done.stdout)
+    return tuple(_compare(ruleset, document))
+
+
+def _compare(ruleset: Ruleset, document: Mapping[str, Any]) -> Iterator[str]:
+    for name, table in ruleset.tables.items():
+        theirs = document[name]
+        if set(theirs) != set(table.chains):
+            raise _disagreement(f"chains of table {name}", sorted(table.chains), sorted(theirs))
+        for chain in table.chains.values():
+            yield from _compare_chain(name, chain, theirs[chain.name], ruleset.family)
+
+
+def _compare_chain(
+    table: str, chain: Chain, theirs: Mapping[str, Any], family: Family
+) -> Iterator[str]:
+    where = f"{table} {chain.name}"
+    if theirs["policy"] != chain.policy:
+        raise _disagreement(f"policy of {where}", chain.policy, theirs["policy"])
+    if len(theirs["rules"]) != len(chain.rules):
+        raise _disagreement(f"rules in {where}", len(chain.rules), len(theirs["rules"]))
+    for rule, decoded in zip(chain.rules, theirs["rules"], strict=True):
+        ours, other = _our_view(rule, family), _their_view(decoded, family)
+        if ours == other:
+            continue
+        if _odd_mask(ours, family) and _without_addresses(ours) == _without_addresses(other):
+            yield f"libiptc cannot show the mask of {where} {rule.number}; ours was used"
+            continue
+        raise _disagreement(f"rule {where} {rule.number}", rule_words(rule), decoded)
+
+
+def _disagreement(what: str, ours: object, theirs: object) -> ReadersDisagree:
+    return ReadersDisagree(
+        f"two readers of the legacy tables disagree on {what}:\n"
+        f"  iptables-save: {ours}\n  libiptc:       {theirs}",
+        hint="if the rules changed between the two readings, run the command again",
+    )
+
+
+def _our_view(rule: Rule, family: Family) -> View:
+    found: dict[str, tuple[bool, str]] = {}
+    for match in rule.matches:
+        if match.header:
+            negated = match.words[0] == "!"
+            found[match.words[negated]] = (negated, match.words[-1])
+    target = rule.target
+    return View(
+        _address(found.get("-s"), family),
+        _address(found.get("-d"), family),
+        _protocol(found.get("-p")),
+        (_interface(found.get("-i")), _interface(found.get("-o"))),
+        tuple(_real(match.name) for match in rule.matches if not match.header),
+        _real(target.name),
+        target.kind is TargetKind.GOTO,
+    )
+
+
+def _their_view(decoded: Mapping[str, Any], family: Family) -> View:
+    def words(key: str) -> tuple[bool, str] | None:
+        text = decoded[key]
+        return None if not text else (text.startswith("!"), text.lstrip("!").strip())
+
+    protocol = words("protocol")
+    return View(
+        _address(words("source"), family),
+        _address(words("destination"), family),
+        _protocol(None if protocol == (False, "ip") else protocol),
+        (_interface(words("in")), _interface(words("out"))),
+        tuple(_real(name) for name in decoded["matches"]),
+        _real(decoded["target"] or ""),
+        bool(decoded["goto"]),
+    )
+
+
+def _address(found: tuple[bool, str] | None, family: Family) -> tuple[bool, int, int]:
+    if found is None:
+        return False, 0, 0
+    value, mask = parse_network(found[1], family)
+    return found[0], value & mask, mask
+
+
+def _protocol(found: tuple[bool, str] | None) -> tuple[bool, int]:
+    if found is None:
+        return False, 0
+    try:
+        return found[0], protocol_number(found[1])
+    except BadWord:
+        return found[0], -1
+
+
+def _interface(found: tuple[bool, str] | None) -> str:
+    if found is None or found == (False, "+"):
+        return ""
+    return ("!" if found[0] else "") + found[1]
+
+
+def _real(name: str) -> str:
+    return _REAL_NAMES.get(name, name)
+
+
+def _odd_mask(view: View, family: Family) -> bool:
+    full = (1 << (32 if family is Family.IPV4 else 128)) - 1
+    inverses = [mask ^ full for _, _, mask in (view.source, view.destination)]
+    return any(inverse & (inverse + 1) for inverse in inverses)
+
+
+def _without_addresses(view: View) -> tuple[object, ...]:
+    return view.protocol, view.interfaces, view.matches, view.target, view.goto
