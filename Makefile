@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 PIP_INSTALL := $(BIN)/python -m pip install --quiet
 TEMPLATES := bpfilter/_templates
-BPF_SOURCES := $(wildcard bpf_templates/*)
+C_SOURCES := $(wildcard bpf_templates/*.[ch] bench/*.[ch] tests/*/*.[ch])
 
 # Property tests and packets per ruleset of `make fuzz`; the seed makes a run repeatable.
 N ?= 200
@@ -66,13 +66,12 @@ lint: $(STAMPS)/package
 	$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-cache > $(STAMPS)/imports.log 2>&1 \
 		|| { cat $(STAMPS)/imports.log; exit 1; }
-	@if ls bpf_templates/*.[ch] > /dev/null 2>&1; then \
-		clang-format --dry-run --Werror bpf_templates/*.[ch]; fi
+	clang-format --dry-run --Werror $(C_SOURCES)
 
 format: $(STAMPS)/package
 	$(BIN)/ruff check --quiet --fix .
 	$(BIN)/ruff format --quiet .
-	@clang-format -i bpf_templates/*.[ch]
+	clang-format -i $(C_SOURCES)
 
 bench: setup
 	$(BIN)/python -m bench $(ARGS)
