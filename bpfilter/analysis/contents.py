@@ -6,8 +6,16 @@ import numpy as np
 
 from bpfilter.analysis.decode import AxisMap, Bits, Classes, Decoded, Group, opcodes
 from bpfilter.analysis.diagrams import Diagrams, Packets
-from bpfilter.analysis.outcomes import NO_ENTRY, PUNTED, Outcomes, Relation, Trace
-from bpfilter.compiler.ir import Item, OpKind, Verdict
+from bpfilter.analysis.outcomes import (
+    ACCEPTED,
+    DROPPED,
+    NO_ENTRY,
+    PUNTED,
+    OutcomeMap,
+    Outcomes,
+    Trace,
+)
+from bpfilter.compiler.ir import Item, OpKind
 from bpfilter.compiler.layout import ChainTables
 from bpfilter.ruleset.fields import ALL_STATES, Field, Intervals
 
@@ -108,7 +116,7 @@ def _products(inside: Bits) -> list[tuple[Bits, Bits]]:
     return result
 
 
-def contents(tables: ChainTables, outcomes: Outcomes, diagrams: Diagrams) -> Relation:
+def contents(tables: ChainTables, outcomes: Outcomes, diagrams: Diagrams) -> OutcomeMap:
     """What becomes of every packet in every state by the walk of `compiler/ir.py`.
 
     Composed from the last entry up: the function of an entry's position is its operation's for
@@ -119,11 +127,11 @@ def contents(tables: ChainTables, outcomes: Outcomes, diagrams: Diagrams) -> Rel
     codes = opcodes(tables.ops)
     targets = {argument for kind, argument in codes if kind == OpKind.SKIP}
     final = {
-        int(OpKind.ACCEPT): outcomes.leaf(Trace((), Verdict.ACCEPT)),
-        int(OpKind.DROP): outcomes.leaf(Trace((), Verdict.DROP)),
-        int(OpKind.PUNT): outcomes.leaf(PUNTED),
+        int(OpKind.ACCEPT): outcomes.constant(ACCEPTED),
+        int(OpKind.DROP): outcomes.constant(DROPPED),
+        int(OpKind.PUNT): outcomes.constant(PUNTED),
     }
-    nothing = outcomes.leaf(NO_ENTRY)
+    nothing = outcomes.constant(NO_ENTRY)
     at = {len(codes): nothing}
     result = nothing
     for position in range(len(codes) - 1, -1, -1):
@@ -133,15 +141,15 @@ def contents(tables: ChainTables, outcomes: Outcomes, diagrams: Diagrams) -> Rel
         if kind == OpKind.ITEM and argument < len(items):
             result = _item(items[argument], held, result, outcomes)
         elif kind == OpKind.SKIP:
-            result = held.ite(at.get(argument, nothing), result)
+            result = outcomes.choose(held, at.get(argument, nothing), result)
         else:
-            result = held.ite(final.get(kind, nothing), result)
+            result = outcomes.choose(held, final.get(kind, nothing), result)
         if position in targets:
             at[position] = result
     return result
 
 
-def _item(item: Item, held: Packets, behind: Relation, outcomes: Outcomes) -> Relation:
+def _item(item: Item, held: Packets, behind: OutcomeMap, outcomes: Outcomes) -> OutcomeMap:
     if item.terminal:
-        return held.ite(outcomes.leaf(Trace((item,), None)), behind)
-    return outcomes.prepend(item, behind, held)
+        return outcomes.choose(held, outcomes.constant(Trace((item,), None)), behind)
+    return outcomes.prepend(item, held, behind)

@@ -42,12 +42,17 @@ class AxisMap:
     count: int
     last: int
 
+    @cached_property
+    def _places(self) -> Classes:
+        """The class of every range, between two places that are in no class."""
+        known = (self.classes >= 0) & (self.classes < self.count)
+        outside = np.array([self.count])
+        return np.concatenate([outside, np.where(known, self.classes, self.count), outside])
+
     def values(self, member: Bits) -> Intervals:
         """The values whose class is a member; `member` has `count` elements."""
-        inside = np.zeros(len(self.classes) + 1, dtype=np.int8)
-        known = (self.classes >= 0) & (self.classes < self.count)
-        inside[:-1][known] = member[self.classes[known]]
-        edges = np.flatnonzero(np.diff(inside, prepend=np.int8(0)))
+        inside = np.append(member, False)[self._places]
+        edges = np.flatnonzero(inside[1:] != inside[:-1])
         starts = self.starts
         ranges = []
         for at in range(0, len(edges), 2):

@@ -91,6 +91,7 @@ class Diagrams:
         self._states: dict[int, BCDDFunction] = {}
         self.valid = self._valid(limits)
         self.packet_variables = self._cube(range(start))
+        self.outcome_variables = self._cube(self.outcome_numbers)
         self.state_variables = self._cube(range(_STATE_BITS))
 
     def _literals(self, numbers: Iterable[int]) -> list[tuple[BCDDFunction, BCDDFunction]]:

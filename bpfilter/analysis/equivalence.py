@@ -20,10 +20,11 @@ from bpfilter.analysis.diagrams import (
     Diagrams,
     LimitReached,
     MemoryExhausted,
+    Packets,
 )
 from bpfilter.analysis.functions import functions_of
 from bpfilter.analysis.meaning import Conditions, meaning
-from bpfilter.analysis.outcomes import Outcomes, Relation, Trace
+from bpfilter.analysis.outcomes import OutcomeMap, Outcomes, Trace
 from bpfilter.analysis.reach import unreachable_rules
 from bpfilter.compiler.ir import Action, Function
 from bpfilter.compiler.plan import ChainPlan
@@ -104,7 +105,7 @@ def _incomplete(limit: str, doing: str) -> Proof:
 def _first_size(ruleset: Ruleset, chain: ChainPlan) -> int:
     """A node capacity that suffices for most chains of this size."""
     entries = len(chain.tables.ops)
-    return max(_SMALL, 2048 * entries)
+    return max(_SMALL, 1024 * entries)
 
 
 class _Attempt:
@@ -140,7 +141,7 @@ class _Attempt:
         by_tables = self._step(
             "reading the tables back", lambda: contents(self._chain.tables, outcomes, diagrams)
         )
-        difference = (by_rules ^ by_tables) & diagrams.valid
+        difference = outcomes.difference(by_rules, by_tables) & diagrams.valid
         if difference.satisfiable():
             example = self._example(difference, by_rules, by_tables)
             return Proof(True, False, example, (), {}, 0.0, _EVERYTHING)
@@ -159,15 +160,15 @@ class _Attempt:
         return action()
 
     def _example(
-        self, difference: Relation, by_rules: Relation, by_tables: Relation
+        self, difference: Packets, by_rules: OutcomeMap, by_tables: OutcomeMap
     ) -> Counterexample:
         found = self._diagrams.example(difference)
         assert found is not None
         packet, state = found
         point = self._diagrams.point(packet, state)
         traces = [
-            self._outcomes.trace(self._outcomes.numbers(relation & point)[0])
-            for relation in (by_rules, by_tables)
+            next(trace for trace, _ in self._outcomes.split(outcome, point))
+            for outcome in (by_rules, by_tables)
         ]
         return Counterexample(packet, state, traces[0], traces[1])
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from bpfilter.analysis.conditions import Hook, Scene, nat_before, state_mask, static_part
 from bpfilter.analysis.diagrams import Diagrams, Packets
-from bpfilter.analysis.outcomes import PUNTED, Outcomes, Relation, Trace
-from bpfilter.compiler.ir import Action, Treatment, Verdict
+from bpfilter.analysis.outcomes import ACCEPTED, DROPPED, PUNTED, OutcomeMap, Outcomes, Trace
+from bpfilter.compiler.ir import Action, Treatment
 from bpfilter.ruleset.fields import Field, MaskedValue, NamePattern, Term
 from bpfilter.ruleset.model import Alternatives, Rule, RuleRef, Ruleset
 
@@ -82,12 +82,12 @@ def meaning(
     conditions: Conditions,
     outcomes: Outcomes,
     diagrams: Diagrams,
-) -> Relation:
+) -> OutcomeMap:
     """What becomes of every packet in every state by the rules of a built-in chain."""
     composer = _Composer(ruleset, treatments, conditions, outcomes, diagrams)
     policy = ruleset.tables[hook[0]].chains[hook[1]].policy
-    verdict = Verdict.DROP if policy == "DROP" else Verdict.ACCEPT
-    result = composer.chain(*hook, outcomes.leaf(Trace((), verdict)))
+    end = outcomes.constant(DROPPED if policy == "DROP" else ACCEPTED)
+    result = composer.chain(*hook, end)
     nat = nat_before(ruleset, hook, treatments)
     if nat is not None:
         composer = _Composer(ruleset, treatments, conditions, outcomes, diagrams, accept=result)
@@ -105,22 +105,21 @@ class _Composer:
         conditions: Conditions,
         outcomes: Outcomes,
         diagrams: Diagrams,
-        accept: Relation | None = None,
+        accept: OutcomeMap | None = None,
     ) -> None:
         self._ruleset = ruleset
         self._treatments = treatments
         self._conditions = conditions
         self._outcomes = outcomes
         self._diagrams = diagrams
-        leaf = outcomes.leaf
         self._final = {
-            Action.ACCEPT: leaf(Trace((), Verdict.ACCEPT)) if accept is None else accept,
-            Action.DROP: leaf(Trace((), Verdict.DROP)),
-            Action.PUNT: leaf(PUNTED),
+            Action.ACCEPT: outcomes.constant(ACCEPTED) if accept is None else accept,
+            Action.DROP: outcomes.constant(DROPPED),
+            Action.PUNT: outcomes.constant(PUNTED),
         }
-        self._done: dict[tuple[str, Relation], Relation] = {}
+        self._done: dict[tuple[str, OutcomeMap], OutcomeMap] = {}
 
-    def chain(self, table: str, name: str, continuation: Relation) -> Relation:
+    def chain(self, table: str, name: str, continuation: OutcomeMap) -> OutcomeMap:
         """The function of a chain that goes on with `continuation` when it returns."""
         key = (name, continuation)
         found = self._done.get(key)
@@ -132,7 +131,7 @@ class _Composer:
             self._done[key] = found
         return found
 
-    def _rule(self, rule: Rule, behind: Relation, continuation: Relation) -> Relation:
+    def _rule(self, rule: Rule, behind: OutcomeMap, continuation: OutcomeMap) -> OutcomeMap:
         treatment = self._treatments[rule.ref]
         action = treatment.action
         if action is Action.CONTINUE:
@@ -140,15 +139,18 @@ class _Composer:
         packets = self._conditions.of(rule)
         if not packets.satisfiable():
             return behind
+        choose = self._outcomes.choose
         if action is Action.ITEM:
             assert treatment.item is not None
             if treatment.item.terminal:
-                return packets.ite(self._outcomes.leaf(Trace((treatment.item,), None)), behind)
-            return self._outcomes.prepend(treatment.item, behind, packets)
+                return choose(
+                    packets, self._outcomes.constant(Trace((treatment.item,), None)), behind
+                )
+            return self._outcomes.prepend(treatment.item, packets, behind)
         if action in (Action.JUMP, Action.GOTO):
             assert treatment.target is not None
             then = continuation if action is Action.GOTO else behind
-            return packets.ite(self.chain(rule.table, treatment.target, then), behind)
+            return choose(packets, self.chain(rule.table, treatment.target, then), behind)
         if action is Action.RETURN:
-            return packets.ite(continuation, behind)
-        return packets.ite(self._final[action], behind)
+            return choose(packets, continuation, behind)
+        return choose(packets, self._final[action], behind)

@@ -1,13 +1,14 @@
-"""Functions from (packet, state) to what becomes of it, as relations in decision diagrams.
+"""Functions from (packet, state) to what becomes of it, in decision diagrams.
 
-Every outcome, a sequence of items and a verdict, has a number; the lowest variables spell it. A
-function is the relation "this packet in this state has outcome number n", so two sides agree
-exactly if their relations are the same diagram.
+An `OutcomeMap` holds the verdict as two bits and the passed items as a relation with the number of
+their sequence, spelled by the lowest variables. Two maps are the same function exactly if their
+diagrams are the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from oxidd.bcdd import BCDDFunction
@@ -28,40 +29,96 @@ class Trace(NamedTuple):
         return " → ".join([*words, self.verdict.value] if self.verdict else words) or "no entry"
 
 
+ACCEPTED = Trace((), Verdict.ACCEPT)
+DROPPED = Trace((), Verdict.DROP)
 PUNTED = Trace((), Verdict.PUNT)
 NO_ENTRY = Trace((), None)
 """No entry of a table holds the packet: never right, the last one must hold all."""
 
+_VERDICTS: tuple[Verdict | None, ...] = (Verdict.DROP, Verdict.ACCEPT, Verdict.PUNT, None)
 Relation: TypeAlias = BCDDFunction
 
 
+@dataclass(frozen=True, slots=True)
+class OutcomeMap:
+    """`high` and `low` spell the index in _VERDICTS; `items` relates packets to item sequences."""
+
+    high: Packets
+    low: Packets
+    items: Relation
+
+
 class Outcomes:
-    """Numbers traces and builds relations. Number 0 is never used."""
+    """Builds outcome maps; numbers the sequences of items, 0 being the empty one."""
 
     def __init__(self, diagrams: Diagrams) -> None:
         self._diagrams = diagrams
         self._bits = diagrams.outcome
-        self._numbers: dict[Trace, int] = {}
-        self._traces: list[Trace | None] = [None]
+        self._numbers: dict[tuple[Item, ...], int] = {(): 0}
+        self._sequences: list[tuple[Item, ...]] = [()]
         self._leaves: dict[int, Relation] = {}
+        self._maps: dict[Trace, OutcomeMap] = {}
 
-    def trace(self, number: int) -> Trace:
-        trace = self._traces[number]
-        assert trace is not None
-        return trace
+    def constant(self, trace: Trace) -> OutcomeMap:
+        """The map that is `trace` everywhere."""
+        found = self._maps.get(trace)
+        if found is None:
+            index = _VERDICTS.index(trace.verdict)
+            true, false = self._diagrams.true, self._diagrams.false
+            items = self._leaf(self._number(trace.items))
+            found = OutcomeMap(true if index & 2 else false, true if index & 1 else false, items)
+            self._maps[trace] = found
+        return found
 
-    def leaf(self, trace: Trace) -> Relation:
-        """The function that is `trace` everywhere."""
-        return self._leaf(self._number(trace))
+    def choose(self, packets: Packets, then: OutcomeMap, behind: OutcomeMap) -> OutcomeMap:
+        """`then` for the given packets, `behind` for all others."""
+        return OutcomeMap(
+            packets.ite(then.high, behind.high),
+            packets.ite(then.low, behind.low),
+            behind.items if then.items == behind.items else packets.ite(then.items, behind.items),
+        )
 
-    def _number(self, trace: Trace) -> int:
-        number = self._numbers.get(trace)
+    def prepend(self, item: Item, packets: Packets, behind: OutcomeMap) -> OutcomeMap:
+        """Pass `item` first for the given packets, then go on as before; PUNT stays PUNT."""
+        going = behind.high.imp_strict(packets) | (packets & behind.low)
+        part = behind.items & going
+        changes = {old: self._number((item, *self._sequences[old])) for old in self._present(part)}
+        if not changes:
+            return behind
+        if len(changes) == 1:
+            items = going.ite(self._leaf(*changes.values()), behind.items)
+        else:
+            items = going.ite(self._renumber(part, changes), behind.items)
+        return OutcomeMap(behind.high, behind.low, items)
+
+    def difference(self, one: OutcomeMap, other: OutcomeMap) -> Packets:
+        """The packets that two maps send to different outcomes."""
+        items = (one.items ^ other.items).exists(self._diagrams.outcome_variables)
+        return (one.high ^ other.high) | (one.low ^ other.low) | items
+
+    def split(self, outcome: OutcomeMap, packets: Packets) -> Iterator[tuple[Trace, Packets]]:
+        """The given packets, by what becomes of them; only outcomes that occur."""
+        for index, verdict in enumerate(_VERDICTS):
+            part = packets & (outcome.high if index & 2 else ~outcome.high)
+            part = part & (outcome.low if index & 1 else ~outcome.low)
+            if not part.satisfiable():
+                continue
+            related = outcome.items & part
+            present = self._present(related)
+            if len(present) == 1:
+                yield Trace(self._sequences[present[0]], verdict), part
+                continue
+            for number, held in self._split(related, 0, 0):
+                yield Trace(self._sequences[number], verdict), held
+
+    def _number(self, items: tuple[Item, ...]) -> int:
+        number = self._numbers.get(items)
         if number is None:
-            number = len(self._traces)
+            number = len(self._sequences)
             if number >> len(self._bits):
-                raise LimitReached("number of different residuals")
-            self._numbers[trace] = number
-            self._traces.append(trace)
+                raise LimitReached("numbers for different residuals")
+            self._numbers[items] = number
+            self._sequences.append(items)
         return number
 
     def _leaf(self, number: int) -> Relation:
@@ -73,48 +130,26 @@ class Outcomes:
             self._leaves[number] = found
         return found
 
-    def numbers(self, relation: Relation) -> list[int]:
-        """The outcomes that some packet has."""
+    def _present(self, relation: Relation) -> list[int]:
+        """The numbers of the sequences that some packet has."""
         found: list[int] = []
         rest = relation.exists(self._diagrams.packet_variables)
         while (cube := rest.pick_cube()) is not None:
-            bits = cube[len(cube) - len(self._bits) :]
             number = 0
-            for bit in bits:
+            for bit in cube[len(cube) - len(self._bits) :]:
                 number = number << 1 | bool(bit)
             found.append(number)
             rest = self._leaf(number).imp_strict(rest)
         return found
 
-    def prepend(self, item: Item, relation: Relation, packets: Packets) -> Relation:
-        """Pass `item` first for the given packets, then go on as before; PUNT stays PUNT."""
-        part = relation & packets
-        numbers = self.numbers(part)
-        changes = {old: self._behind(item, old) for old in numbers}
-        if all(old == new for old, new in changes.items()):
-            return relation
-        if len(changes) == 1:
-            return packets.ite(self._leaf(*changes.values()), relation)
-        return packets.ite(self._renumber(part, changes), relation)
-
-    def _behind(self, item: Item, number: int) -> int:
-        trace = self.trace(number)
-        return (
-            number if trace == PUNTED else self._number(Trace((item, *trace.items), trace.verdict))
-        )
-
     def _renumber(self, relation: Relation, changes: dict[int, int]) -> Relation:
-        """Replace numbers. The map is injective: a trace without its first item is unique."""
-        inverse = {new: old for old, new in changes.items()}
+        """Replace numbers. The map is injective: a sequence without its first item is unique."""
         pairs = []
-        for weight, number in enumerate(reversed(self._diagrams.outcome_numbers)):
-            leaves = [self._leaf(new) for new, old in inverse.items() if old >> weight & 1]
-            pairs.append((number, self._diagrams.union(leaves)))
-        return relation.substitute(BCDDFunction.make_substitution(pairs))
-
-    def split(self, relation: Relation) -> Iterator[tuple[Trace, Packets]]:
-        """The packets of every outcome that occurs."""
-        yield from ((self.trace(n), packets) for n, packets in self._split(relation, 0, 0))
+        for weight, variable in enumerate(reversed(self._diagrams.outcome_numbers)):
+            leaves = [self._leaf(new) for old, new in changes.items() if old >> weight & 1]
+            pairs.append((variable, self._diagrams.union(leaves)))
+        renumbered = relation.substitute(BCDDFunction.make_substitution(pairs))
+        return renumbered & self._diagrams.union([self._leaf(new) for new in changes.values()])
 
     def _split(self, relation: Relation, index: int, number: int) -> Iterator[tuple[int, Packets]]:
         if not relation.satisfiable():

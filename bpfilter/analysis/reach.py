@@ -10,8 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from bpfilter.analysis.conditions import Scene, certain, terms_of
+import numpy as np
+import numpy.typing as npt
+
+from bpfilter.analysis.conditions import Scene, certain, static_part, terms_of
 from bpfilter.analysis.diagrams import Diagrams, Packets
+from bpfilter.analysis.hulls import Hulls
 from bpfilter.analysis.meaning import Conditions
 from bpfilter.compiler.ir import Treatment
 from bpfilter.ruleset.fields import Field, Intervals
@@ -31,9 +35,10 @@ def unreachable_rules(
     table, chain = scene.hook
     fragments = Conditions(treatments, replace(scene, fragments=True), diagrams)
     held = _Held(conditions, fragments, diagrams.values(Field.FRAGMENT, Intervals.single(0)))
-    return _Reach(ruleset.tables[table].chains, treatments, held, diagrams).run(chain)
+    return _Reach(scene, ruleset.tables[table].chains, treatments, held, diagrams).run(chain)
 
 
+_MAX_PRUNED = 16
 _LAYER_4 = frozenset({"tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", "multiport"})
 """Matches that no second or further fragment satisfies (`par->fragoff != 0` in xt_tcpudp.c,
 xt_sctp.c, xt_dccp.c, xt_multiport.c, ip_tables.c)."""
@@ -70,6 +75,7 @@ def tests_fragments(rule: Rule) -> bool:
 
 @dataclass(slots=True)
 class _Reach:
+    scene: Scene
     chains: Mapping[str, Chain]
     treatments: Mapping[RuleRef, Treatment]
     held: _Held
@@ -78,10 +84,11 @@ class _Reach:
     arriving: dict[str, Packets] = field(default_factory=dict)
     callers: dict[str, list[Rule]] = field(default_factory=dict)
     taken: dict[RuleRef, Packets] = field(default_factory=dict)
+    hulls: dict[str, tuple[Hulls, npt.NDArray[np.bool_]]] = field(default_factory=dict)
 
     def run(self, root: str) -> Unreachable:
         order = list(self._order(root, set()))
-        for name in order:
+        for name in order[:-1]:
             self.returning[name] = self._returning(self.chains[name])
         self.arriving = dict.fromkeys(order, self.diagrams.false)
         self.arriving[root] = self.diagrams.valid
@@ -152,23 +159,54 @@ class _Reach:
         return missed
 
     def _shadows(self, rule: Rule) -> tuple[RuleRef, ...]:
+        packets = self.held.of(rule) & self.diagrams.valid
         found: dict[RuleRef, None] = {}
-        self._shadow(rule, self.held.of(rule) & self.diagrams.valid, found)
-        return tuple(sorted(found, key=lambda ref: (ref.chain != rule.chain, ref)))
+        self._shadow(rule, packets, found)
+        needed = self._needed(list(found), packets)
+        return tuple(sorted(needed, key=lambda ref: (ref.chain != rule.chain, ref)))
 
-    def _shadow(self, rule: Rule, packets: Packets, found: dict[RuleRef, None]) -> None:
-        """Add the rules that keep `packets` from a rule, in its chain and before jumps to it."""
-        for earlier in self.chains[rule.chain].rules[: rule.number - 1]:
+    def _shadow(self, place: Rule, packets: Packets, found: dict[RuleRef, None]) -> None:
+        """Add the rules that keep `packets` from a place, in its chain and before jumps to it."""
+        rules = self.chains[place.chain].rules
+        hulls, taking = self._hulls(place.chain)
+        for index in hulls.enclosing(place.number - 1, taking):
+            if not self._takes(rules[index]).imp_strict(packets).satisfiable():
+                found[rules[index].ref] = None
+                return
+        for index in hulls.earlier(place.number - 1, taking):
             if not packets.satisfiable():
                 return
-            rest = self._takes(earlier).imp_strict(packets)
+            rest = self._takes(rules[index]).imp_strict(packets)
             if rest != packets:
-                found[earlier.ref] = None
+                found[rules[index].ref] = None
                 packets = rest
-        for caller in self.callers.get(rule.chain, ()):
+        for caller in self.callers.get(place.chain, ()):
             held = packets & self.held.of(caller)
             if held.satisfiable():
                 self._shadow(caller, held, found)
+
+    def _hulls(self, name: str) -> tuple[Hulls, npt.NDArray[np.bool_]]:
+        """The hulls of a chain's rules, and which of them take packets for certain."""
+        known = self.hulls.get(name)
+        if known is None:
+            rules = self.chains[name].rules
+            parts = [static_part(r, self.treatments[r.ref], self.scene.space) for r in rules]
+            taking = [self._takes(rule).satisfiable() for rule in rules]
+            known = Hulls(parts, self.scene.space.family), np.array(taking, dtype=np.bool_)
+            self.hulls[name] = known
+        return known
+
+    def _needed(self, found: list[RuleRef], packets: Packets) -> list[RuleRef]:
+        """Leave out rules without which the others still take all the packets."""
+        if not 1 < len(found) <= _MAX_PRUNED:
+            return found
+        takes = {ref: self.taken[ref] & packets for ref in found}
+        whole = self.diagrams.union(list(takes.values()))
+        for ref in found:
+            others = self.diagrams.union([part for other, part in takes.items() if other != ref])
+            if others == whole:
+                del takes[ref]
+        return list(takes)
 
 
 def _jumps(rule: Rule) -> bool:
