@@ -23,7 +23,6 @@ from bpfilter.rollout.lease import LEASE_SECONDS
 from bpfilter.rollout.service import Goal, serve
 from bpfilter.rollout.stages import Request
 from bpfilter.rollout.teardown import teardown
-from bpfilter.ruleset.live import find_backend
 from bpfilter.ruleset.model import Backend
 
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
@@ -61,7 +60,7 @@ def daemon_command(
         raise UsageError(f"bpfilterd runs here already, as process {running}", hint="stop it first")
     for line in teardown(directory):
         log.warning("left over from before", removed=line)
-    request = Request(tuple(interface), backend or find_backend(), lease_seconds, force=force)
+    request = Request(tuple(interface), backend, lease_seconds, force=force)
     journal = Journal(directory)
     try:
         serve(request, Goal(stage, confirm_within, shadow_seconds), journal, log.info, _wait)

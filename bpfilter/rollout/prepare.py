@@ -15,14 +15,11 @@ from bpfilter.rollout.dispatch import Dispatch, merge, render
 from bpfilter.rollout.drift import Fingerprint
 from bpfilter.rollout.tables import Tables
 from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.live import is_populated, read_live
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_text
 
 LIVE_CHAINS = (("filter", "INPUT"),)
-FORWARD_REFUSED = (
-    "FORWARD stays with iptables on live hosts: whether a packet is local or forwarded, and where"
-    " to, is not decided by the program yet"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +73,29 @@ class Prepared:
         )
 
 
+def find_backend(asked: Backend | None) -> Backend:
+    """The backend that holds this namespace's rules.
+
+    LiveReadError if both hold rules of one family or the asked one holds none, RolloutError if
+    the families differ or there are no rules.
+    """
+    live = [read_live(family, asked) for family in Family]
+    found = {ruleset.backend for ruleset in live if is_populated(ruleset)} - {None}
+    if len(found) > 1:
+        raise RolloutError(
+            "IPv4 rules are in one iptables backend and IPv6 rules in the other",
+            hint="move them into one: `ip6tables-legacy-save | ip6tables-nft-restore`",
+        )
+    backend = found.pop() if found else None
+    if backend is None:
+        raise RolloutError(
+            "there are no iptables rules here", hint="load your rules, then start again"
+        )
+    return backend
+
+
 def prepare(
-    backend: Backend,
+    asked: Backend | None = None,
     *,
     chains: Sequence[tuple[str, str]] = LIVE_CHAINS,
     force: bool = False,
@@ -87,6 +105,7 @@ def prepare(
     Families without a filter table are left out. Raises RolloutError if there is nothing to
     translate or a proof is incomplete (unless `force`), ProofFailed if one fails.
     """
+    backend = find_backend(asked)
     tables = {family: Tables(family, backend) for family in Family}
     saves = {family: tables[family].save() for family in tables}
     plans: dict[Family, Plan] = {}
@@ -99,8 +118,7 @@ def prepare(
         proofs[family] = [_proven(ruleset, c, force) for c in plans[family].chains.values()]
     if not plans:
         raise RolloutError(
-            f"the {backend} backend has no filter table here",
-            hint="load your rules first, or choose the other backend with --backend",
+            f"iptables-{backend} has no filter table here", hint="load your rules first"
         )
     image = assemble(list(plans.values()))
     fingerprints = {family: Fingerprint.of(save) for family, save in saves.items()}

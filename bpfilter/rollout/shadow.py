@@ -97,7 +97,8 @@ def compare(
     bounds = _by_rule(chain, entries)
     conditional = {item.rule for item in chain.flat.items if not item.terminal}
     counts, left_out, judged, diverted = [], 0, 0, 0
-    for ref in (ref for name in _reach(table, chain.chain) for ref in _ends(table, chain, name)):
+    reach = _reach(table, chain.chain)
+    for ref in (r for name in reach for r in _ends(table, chain.table, chain.chain, name)):
         delta = _packets(after, ref) - _packets(before, ref)
         if ref.chain in others:
             left_out += 1
@@ -109,6 +110,16 @@ def compare(
         else:
             counts.append(RuleCount(ref, bounds.get(ref, Bounds(0, 0)), delta))
     return ShadowReport(tuple(counts), left_out, decided, judged, diverted)
+
+
+def judged(ruleset: Ruleset, table: str, chain: str) -> int:
+    """Packets that ended in a built-in chain, by the counters of the rules where packets end.
+
+    Exact where its user chains are not used by other built-in chains.
+    """
+    tables = ruleset.tables[table]
+    refs = (ref for name in _reach(tables, chain) for ref in _ends(tables, table, chain, name))
+    return sum(_packets(ruleset, ref) for ref in refs)
 
 
 def _by_rule(chain: ChainPlan, entries: Sequence[Bounds]) -> Mapping[RuleRef, Bounds]:
@@ -132,14 +143,14 @@ def _reach(table: Table, chain: str) -> tuple[str, ...]:
     return tuple(seen)
 
 
-def _ends(table: Table, chain: ChainPlan, name: str) -> Sequence[RuleRef]:
+def _ends(table: Table, table_name: str, chain: str, name: str) -> Sequence[RuleRef]:
     """The rules of a chain at which a packet may end; the policy too."""
     refs = [
         rule.ref
         for rule in table.chains[name].rules
         if rule.target.name in ("ACCEPT", "DROP") or rule.target.terminal
     ]
-    return [*refs, RuleRef(chain.table, name, 0)] if name == chain.chain else refs
+    return [*refs, RuleRef(table_name, name, 0)] if name == chain else refs
 
 
 def _packets(ruleset: Ruleset, ref: RuleRef) -> int:

@@ -36,7 +36,7 @@ class Request:
     """What an operator asks for. `force`: also enforce what is proven incompletely."""
 
     interfaces: tuple[str, ...]
-    backend: Backend
+    backend: Backend | None = None
     lease_seconds: float = LEASE_SECONDS
     chains: tuple[tuple[str, str], ...] = LIVE_CHAINS
     force: bool = False

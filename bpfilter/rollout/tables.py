@@ -6,8 +6,6 @@ transaction: it happens whole or not at all.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from dataclasses import dataclass
 
 from bpfilter.errors import RolloutError
@@ -15,10 +13,9 @@ from bpfilter.rollout import ours
 from bpfilter.rollout.dispatch import Dispatch
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
+from bpfilter.ruleset.tools import run, tool
 
-_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _WAIT_SECONDS = "10"
-_TIMEOUT_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +26,27 @@ class Tables:
     backend: Backend
 
     def save(self, *, counters: bool = False) -> str:
-        """The text of iptables-save; RolloutError unless it is whole."""
-        result = self._run("save", ["-c"] if counters else [])
-        text = result.stdout.decode("utf-8", "surrogateescape")
-        tables = sum(line.startswith("*") for line in text.splitlines())
-        commits = text.splitlines().count("COMMIT")
-        if result.returncode != 0 or tables != commits:
+        """The text of iptables-save; RolloutError unless it is whole, LiveReadError without it."""
+        name = tool(self.family, self.backend, "save")
+        code, output, errors = run(name, ["-c"] if counters else [])
+        text = output.decode("utf-8", "surrogateescape")
+        lines = text.splitlines()
+        tables, commits = sum(line.startswith("*") for line in lines), lines.count("COMMIT")
+        if code != 0 or tables != commits:
             raise RolloutError(
-                f"{self._tool('save')} gave {commits} of {tables} tables, exit status"
-                f" {result.returncode}: {_errors(result)}",
+                f"{name} gave {commits} of {tables} tables, exit status {code}: {errors}",
                 hint="run it by hand; rules made by nft(8) in these tables must be removed first",
             )
         return text
 
     def restore(self, text: str) -> None:
         """Apply iptables-restore text, leaving everything it does not name."""
+        name = tool(self.family, self.backend, "restore")
         options = ["--noflush", "-w", _WAIT_SECONDS]
-        result = self._run("restore", options, text.encode("utf-8", "surrogateescape"))
-        if result.returncode != 0:
+        code, _, errors = run(name, options, text.encode("utf-8", "surrogateescape"))
+        if code != 0:
             raise RolloutError(
-                f"{self._tool('restore')} refused our edit, nothing was changed: {_errors(result)}",
+                f"{name} refused our edit, nothing was changed: {errors}",
                 hint="check that the kernel has the mark, MARK and conntrack extensions",
             )
 
@@ -71,29 +69,3 @@ class Tables:
         if text:
             self.restore(text)
         return bool(text)
-
-    def _tool(self, verb: str) -> str:
-        prefix = "iptables" if self.family is Family.IPV4 else "ip6tables"
-        return f"{prefix}-{self.backend}-{verb}"
-
-    def _run(
-        self, verb: str, options: list[str], data: bytes = b""
-    ) -> subprocess.CompletedProcess[bytes]:
-        tool = self._tool(verb)
-        path = shutil.which(tool, path=_PATH)
-        if path is None:
-            raise RolloutError(f"{tool} is not installed", hint="apt-get install iptables")
-        try:
-            return subprocess.run(
-                [path, *options], input=data, capture_output=True, timeout=_TIMEOUT_SECONDS
-            )
-        except subprocess.TimeoutExpired as expired:
-            raise RolloutError(
-                f"{tool} did not end within {_TIMEOUT_SECONDS} s",
-                hint="another process may hold the xtables lock",
-            ) from expired
-
-
-def _errors(result: subprocess.CompletedProcess[bytes]) -> str:
-    lines = result.stderr.decode("utf-8", "replace").strip().splitlines()
-    return "; ".join(lines[-3:]) or "no message"

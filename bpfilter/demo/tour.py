@@ -1,0 +1,248 @@
+"""The demonstration itself: every stage on real packets, told as it happens.
+
+All of it runs in two network namespaces that are removed at the end, also after a failure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bpfilter.analysis.fates import fates
+from bpfilter.demo.flood import Flooder, enable_gro, flooder, udp_frame
+from bpfilter.demo.network import DEVICE, Network, inside
+from bpfilter.demo.traffic import PROBES, Services, run_probes
+from bpfilter.errors import LabError
+from bpfilter.rollout.journal import Journal
+from bpfilter.rollout.lease import RENEW_SECONDS
+from bpfilter.rollout.prepare import Prepared
+from bpfilter.rollout.shadow import ShadowReport, judged
+from bpfilter.rollout.stages import Request, Rollout
+from bpfilter.rollout.tables import Tables
+from bpfilter.rollout.teardown import remains
+from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.model import Backend
+from bpfilter.ruleset.read import read_text
+
+CONFIRM_SECONDS = 3.0
+FLOOD_PACKETS = 40_000
+FLOOD_PORTS = (53, 443, 137, 9)
+_EMPTY = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n"
+_TRACKED = "-A INPUT -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n"
+_SINK = "*security\n:INPUT {} [0:0]\nCOMMIT\n"
+
+
+@dataclass
+class Findings:
+    """What the summary table shows."""
+
+    rows: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, what: str, value: str) -> None:
+        self.rows.append((what, value))
+
+
+def ruleset_text(family: Family) -> str:
+    """The demonstration's ruleset of one family, as iptables-save would print it."""
+    return files("bpfilter.demo").joinpath(f"server.{family}.rules").read_text()
+
+
+class Tour:
+    """The steps, in order; each prints what it saw and adds to the findings."""
+
+    def __init__(self, console: Console, backend: Backend, state: Path) -> None:
+        self.console = console
+        self.backend = backend
+        self.findings = Findings()
+        self._state = state
+        self._stack = ExitStack()
+
+    def run(self) -> Findings:
+        """All steps. LabError or RolloutError if one does not show what it must."""
+        with ExitStack() as stack:
+            network = stack.enter_context(Network())
+            stack.enter_context(Services(network))
+            enable_gro(network)
+            flood = stack.enter_context(flooder(network))
+            frames = [udp_frame(network, port) for port in FLOOD_PORTS]
+            stack.enter_context(inside(network.server))
+            tables = {family: Tables(family, self.backend) for family in Family}
+            bare = self._baseline(tables, flood, frames)
+            self._load(tables)
+            expected = self._traffic(network, "through iptables alone")
+            plain = self._flood(flood, frames, "through iptables")
+            journal = stack.enter_context(Journal(self._state))
+            request = Request((DEVICE,), self.backend)
+            with Rollout(request, journal, self._event) as rollout:
+                self._shadow(rollout, network, expected)
+                self._cutover(rollout, network, expected)
+                self._unconfirmed(rollout, network, expected)
+                fast = self._confirmed(rollout, network, expected, flood, frames)
+            self._costs(bare, plain, fast)
+            self._teardown(tables, network, expected)
+        return self.findings
+
+    def _event(self, text: str) -> None:
+        self.console.print(f"  [dim]{text}[/]")
+
+    @contextmanager
+    def _step(self, title: str) -> Iterator[None]:
+        self.console.rule(f"[bold]{title}", align="left")
+        with self.console.status(title):
+            yield
+
+    def _baseline(
+        self, tables: Mapping[Family, Tables], flood: Flooder, frames: Sequence[bytes]
+    ) -> float:
+        with self._step("Namespaces, and what a packet costs without rules"):
+            for each in tables.values():
+                each.restore(_EMPTY + _TRACKED + _SINK.format("DROP"))
+            return self._flood(flood, frames, "with connection tracking and an empty ruleset")
+
+    def _load(self, tables: Mapping[Family, Tables]) -> None:
+        with self._step(f"The ruleset, by iptables-{self.backend}"):
+            for family, each in tables.items():
+                each.restore("*filter\n-F\nCOMMIT\n")
+                each.restore(ruleset_text(family))
+                rules = sum(1 for _ in read_text(each.save(), family=family).rules())
+                self.console.print(f"  {family}: {rules} rules restored")
+                self.findings.add(f"rules, {family}", str(rules))
+
+    def _flood(self, flood: Flooder, frames: Sequence[bytes], how: str) -> float:
+        took = flood.nanoseconds(frames, FLOOD_PACKETS)
+        self.console.print(f"  {took:,.0f} ns per packet {how}")
+        return took
+
+    def _traffic(self, network: Network, how: str) -> Mapping[tuple[str, str], bool]:
+        results = run_probes(network)
+        wanted = {probe.name: probe.wanted for probe in PROBES}
+        wrong = [name for name, answered in results.items() if wanted[name[0]] is not answered]
+        if wrong:
+            raise LabError(f"{how}, {wrong[0]} was not treated as the rules say")
+        answered = sum(results.values())
+        self.console.print(
+            f"  {len(results)} probes {how}: {answered} answered,"
+            f" {len(results) - answered} refused, all as the rules say"
+        )
+        return results
+
+    def _same(self, network: Network, how: str, expected: Mapping[tuple[str, str], bool]) -> None:
+        if self._traffic(network, how) != expected:
+            raise LabError(f"{how}, probes got other answers than from iptables")
+
+    def _shadow(
+        self, rollout: Rollout, network: Network, expected: Mapping[tuple[str, str], bool]
+    ) -> None:
+        with self._step("Plan, prove, and attach in shadow"):
+            prepared = rollout.shadow()
+            self._plans(prepared)
+            self._same(network, "in shadow", expected)
+            for report in rollout.compare():
+                self._compared(report)
+
+    def _plans(self, prepared: Prepared) -> None:
+        table = Table("family", "native", "residual", "punt", "unreachable", "kept", "proof")
+        for family, plan in prepared.plans.items():
+            proofs = dict(zip(plan.chains, prepared.proofs[family], strict=True))
+            kinds = [fate.kind for fate in fates(plan, proofs).values()]
+            counts = [str(kinds.count(kind)) for kind in ("native", "residual", "punt")]
+            counts += [str(kinds.count(kind)) for kind in ("unreachable", "kept")]
+            seconds = sum(proof.seconds for proof in proofs.values())
+            table.add_row(family, *counts, f"holds, {seconds:.1f} s")
+        self.console.print(table)
+        self.findings.add("equivalence proof", "holds for both families")
+
+    def _compared(self, report: ShadowReport) -> None:
+        self.console.print(f"  {report}")
+        if report.mismatches:
+            raise LabError(f"shadow counters disagree at {report.mismatches[0].rule}")
+        self.findings.add(
+            "shadow, counters", f"0 mismatches in {report.compared} rules with traffic"
+        )
+
+    def _cutover(
+        self, rollout: Rollout, network: Network, expected: Mapping[tuple[str, str], bool]
+    ) -> None:
+        with self._step(f"Cutover, to be confirmed within {CONFIRM_SECONDS:.0f} s"):
+            before = self._counted(rollout)
+            rollout.enforce(CONFIRM_SECONDS)
+            self._same(network, "decided by BPF", expected)
+            self._sides(rollout, before)
+
+    def _counted(self, rollout: Rollout) -> int:
+        """Packets that the original rules of filter INPUT judged, both families."""
+        if rollout.prepared is None:
+            raise LabError("nothing is planned")
+        rulesets = rollout.prepared.count().values()
+        return sum(judged(ruleset, "filter", "INPUT") for ruleset in rulesets)
+
+    def _sides(self, rollout: Rollout, before: int) -> None:
+        counters = rollout.decided()
+        original = self._counted(rollout) - before
+        self.console.print(
+            f"  decided by BPF: {counters} packets; by the original rules: {original}"
+        )
+        self.findings.add("cutover, decided by BPF", f"{counters} packets, {original} by iptables")
+
+    def _unconfirmed(
+        self, rollout: Rollout, network: Network, expected: Mapping[tuple[str, str], bool]
+    ) -> None:
+        with self._step("Nobody confirms: the kernel reverts by itself"):
+            time.sleep(CONFIRM_SECONDS)
+            before, decided = self._counted(rollout), rollout.decided()
+            self._same(network, "after the deadline", expected)
+            original = self._counted(rollout) - before
+            if rollout.decided() != decided or not original:
+                raise LabError("packets were decided by BPF after the deadline")
+            self.console.print(f"  {original} packets, all judged by the original rules")
+            self._event(f"daemon: {rollout.tick()}")
+            rollout.rollback()
+            self.findings.add("unconfirmed cutover", "reverted by the kernel, nothing lost")
+
+    def _confirmed(
+        self,
+        rollout: Rollout,
+        network: Network,
+        expected: Mapping[tuple[str, str], bool],
+        flood: Flooder,
+        frames: Sequence[bytes],
+    ) -> float:
+        with self._step("Cutover again, confirmed"):
+            rollout.shadow()
+            rollout.enforce(CONFIRM_SECONDS)
+            rollout.confirm()
+            time.sleep(RENEW_SECONDS)
+            rollout.tick()
+            self._same(network, "decided by BPF", expected)
+            rollout.tick()
+            took = self._flood(flood, frames, "through BPF")
+            rollout.tick()
+            self._same(network, "after the flood", expected)
+            return took
+
+    def _costs(self, bare: float, plain: float, fast: float) -> None:
+        self.findings.add("per packet, whole path", f"{plain:,.0f} ns iptables, {fast:,.0f} ns BPF")
+        self.findings.add(
+            "per packet, filtering alone",
+            f"{plain - bare:,.0f} ns iptables, {fast - bare:,.0f} ns BPF",
+        )
+
+    def _teardown(
+        self,
+        tables: Mapping[Family, Tables],
+        network: Network,
+        expected: Mapping[tuple[str, str], bool],
+    ) -> None:
+        with self._step("Rolled back and torn down"):
+            left = remains()
+            if left:
+                raise LabError(f"left behind: {', '.join(left)}")
+            self._same(network, "through iptables alone again", expected)
+            self.findings.add("left behind", "nothing")

@@ -1,0 +1,54 @@
+"""What an operator will notice once the programs decide, said before it happens. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from bpfilter.ruleset.model import Backend, Rule, RuleRef, Ruleset, StateEffect, TargetKind
+
+COUNTERS = "packets that the programs decide no longer move the original rules' counters"
+FORWARD = (
+    "FORWARD stays with iptables on live hosts: the programs do not decide yet whether a packet is"
+    " forwarded, and where to"
+)
+
+
+def refilled(ruleset: Ruleset) -> tuple[RuleRef, ...]:
+    """Rules of `filter` whose own state (limit, quota, statistic) can decide a verdict.
+
+    iptables-legacy replaces the whole table at each edit, which makes such state start anew;
+    iptables-nft keeps it.
+    """
+    table = ruleset.tables.get("filter")
+    if table is None:
+        return ()
+    rules = (rule for chain in table.chains.values() for rule in chain.rules)
+    return tuple(rule.ref for rule in rules if _keeps_state(rule) and _decides(rule))
+
+
+def _keeps_state(rule: Rule) -> bool:
+    return any(match.effect is StateEffect.INSTANCE for match in rule.matches)
+
+
+def _decides(rule: Rule) -> bool:
+    return rule.target.kind is not TargetKind.NONE and rule.target.name not in (
+        "LOG",
+        "NFLOG",
+        "ULOG",
+    )
+
+
+def notices(rulesets: Iterable[Ruleset], backend: Backend) -> Iterator[str]:
+    """Sentences for the operator, most important first."""
+    rulesets = tuple(rulesets)
+    if backend is Backend.LEGACY:
+        for ruleset in rulesets:
+            refs = refilled(ruleset)
+            if refs:
+                yield (
+                    f"{ruleset.family}: installing and removing our chains resets the state of"
+                    f" {', '.join(map(str, refs))} (iptables-legacy replaces the whole table)"
+                )
+    yield COUNTERS
+    if any(ruleset.tables["filter"].chains["FORWARD"].rules for ruleset in rulesets):
+        yield FORWARD
