@@ -22,6 +22,13 @@ from bpfilter.compiler.walk import Packet
 _STATIC_BUDGET = 3000
 """Packets that are enough where only connection states tell functions apart."""
 
+_CHUNK = 512
+_PATIENCE = 3
+"""Chunks without a new function after which the search ends."""
+_HITS = 3
+_KEPT = 3
+"""Packets kept of each function, as the stock to be changed."""
+
 _SIMPLE = {
     OpKind.ACCEPT: Walk((), Verdict.ACCEPT),
     OpKind.DROP: Walk((), Verdict.DROP),
@@ -47,30 +54,59 @@ def enumerate_functions(
             (Function(((classes[0], _SIMPLE[kind]),)), count)
             for kind, count in counts.most_common()
         ]
-    if not dynamic:
-        budget = min(budget, _STATIC_BUDGET)
-    packets = list(_packets(flat, Sampler.of(flat, rng), budget))
-    found = Counter(functions_of(tables or build_tables(flat), packets))
-    return found.most_common()
+    search = _Search(flat, tables or build_tables(flat), Sampler.of(flat, rng))
+    search.run(budget if dynamic else min(budget, _STATIC_BUDGET))
+    return search.found.most_common()
 
 
-def _packets(flat: FlatChain, sampler: Sampler, budget: int) -> Iterator[Packet]:
-    """Hits of distinct boxes, intersections of the special ones, near misses, random growth."""
-    boxes, special = _distinct_boxes(flat, sampler)
-    sources = (
-        (budget // 3, (sampler.packet(box) for box in boxes)),
-        (budget // 3, (sampler.packet(box) for box in _intersections(special, boxes, budget))),
-        (budget // 6, near_misses(sampler, special)),
-    )
-    spent = 0
-    for share, source in sources:
-        for packet in islice(source, share):
-            spent += 1
-            if packet is not None:
-                yield packet
-    for packet in islice(grown(sampler, flat, budget), budget - spent):
-        if packet is not None:
-            yield packet
+class _Search:
+    """First the boxes and their intersections in order, then changes to packets already met."""
+
+    def __init__(self, flat: FlatChain, tables: ChainTables, sampler: Sampler) -> None:
+        self._flat = flat
+        self._tables = tables
+        self._sampler = sampler
+        self._corpus: list[Packet] = []
+        self.found: Counter[Function] = Counter()
+
+    def run(self, budget: int) -> None:
+        """Walk at most that many packets; ends early when nothing new turns up any more."""
+        systematic = self._systematic(budget * 2 // 3)
+        while budget > 0 and (chunk := list(islice(systematic, min(_CHUNK, budget)))):
+            self._meet(chunk)
+            budget -= len(chunk)
+        idle = 0
+        while budget > 0 and idle < _PATIENCE:
+            chunk = list(islice(self._random(), min(_CHUNK, budget)))
+            idle = 0 if self._meet(chunk) else idle + 1
+            budget -= len(chunk)
+
+    def _meet(self, packets: list[Packet | None]) -> bool:
+        """Walk packets; whether any met a new function."""
+        before = len(self.found)
+        whole = [packet for packet in packets if packet is not None]
+        for packet, function in zip(whole, functions_of(self._tables, whole), strict=True):
+            self.found[function] += 1
+            if self.found[function] <= _KEPT:
+                self._corpus.append(packet)
+        return len(self.found) > before
+
+    def _systematic(self, budget: int) -> Iterator[Packet | None]:
+        sampler = self._sampler
+        boxes, special = _distinct_boxes(self._flat, sampler)
+        intersections = _intersections(special, boxes, budget)
+        share = budget // 4
+        yield from islice((sampler.packet(box) for box in boxes * _HITS), share)
+        yield from islice((sampler.packet(box) for box in intersections), budget // 2)
+        yield from islice(near_misses(sampler, [*special, *boxes]), share)
+
+    def _random(self) -> Iterator[Packet | None]:
+        sampler = self._sampler
+        intersections = grown(sampler, self._flat, _CHUNK)
+        while True:
+            yield sampler.mutate(sampler.random.choice(self._corpus))
+            yield sampler.packet({})
+            yield next(intersections, None)
 
 
 def _distinct_boxes(flat: FlatChain, sampler: Sampler) -> tuple[list[Box], list[Box]]:

@@ -26,11 +26,11 @@ _TRIES = 6
 _DEPTH = 4
 _PORTS = (Field.SOURCE_PORT, Field.DESTINATION_PORT)
 _TCP, _ICMP4, _ICMP6 = 6, 1, 58
+_SYN = 2
 _ALWAYS_DRAWN = {Field.SOURCE, Field.DESTINATION, *_PORTS}
 _DEFAULTS = dict.fromkeys((*AXES, Field.FRAGMENT), 0) | {
     Field.LENGTH: 100,
     Field.TTL: 64,
-    Field.TCP_FLAGS: 2,
     Field.SOURCE_TYPE: 1,
     Field.DESTINATION_TYPE: 2,
     Field.MAC_SOURCE: 0x020000000001,
@@ -75,7 +75,16 @@ class Sampler:
                 return packet
         return None
 
-    def _draw(self, box: Box) -> dict[Field, int] | None:
+    def mutate(self, packet: Packet) -> Packet:
+        """A packet that differs in one or two fields."""
+        changed = dict(packet)
+        for field in self.random.sample(
+            self.drawn, min(len(self.drawn), self.random.choice((1, 2)))
+        ):
+            changed[field] = self._value(field, None)
+        return self._settle(changed, None)
+
+    def _draw(self, box: Box) -> Packet | None:
         protocol = self._protocol(box)
         if protocol is None:
             return None
@@ -83,15 +92,22 @@ class Sampler:
         for field in self.drawn:
             packet[field] = self._value(field, box.get(field))
         packet[Field.PROTOCOL] = protocol
+        return self._settle(packet, box.get(Field.MASKS))
+
+    def _settle(self, packet: dict[Field, int], masks: Intervals | None) -> Packet:
+        """Make the packet coherent, with MASKS as wanted if the addresses can be changed so."""
+        protocol = packet[Field.PROTOCOL]
         if protocol not in PORT_PROTOCOLS:
             packet[Field.SOURCE_PORT] = packet[Field.DESTINATION_PORT] = 0
         if protocol != _TCP:
             packet[Field.TCP_FLAGS] = 0
+        elif Field.TCP_FLAGS not in self.drawn:
+            packet[Field.TCP_FLAGS] = _SYN
         if protocol != self._icmp:
             packet[Field.ICMP_TYPE] = 0
         elif Field.ICMP_TYPE not in self.drawn:
             packet[Field.ICMP_TYPE] = self._echo_request
-        self._masks(packet, box.get(Field.MASKS))
+        self._masks(packet, masks)
         return packet
 
     @property
