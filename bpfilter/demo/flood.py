@@ -85,38 +85,68 @@ class Flooder:
 
     def _send(self, frame: bytes, count: int) -> None:
         data = ctypes.create_string_buffer(frame, len(frame))
-        fields = (self._program, 0, len(frame), 0, ctypes.addressof(data), 0, count)
-        bpf(
-            _BPF_PROG_TEST_RUN,
-            struct.pack("=IIIIQQI12xQQIII4x", *fields, 0, 0, _LIVE_FRAMES, 0, _BATCH),
+        attributes = _Run(
+            program=self._program,
+            size_in=len(frame),
+            data_in=ctypes.addressof(data),
+            repeat=count,
+            flags=_LIVE_FRAMES,
+            batch=_BATCH,
         )
+        bpf(_BPF_PROG_TEST_RUN, attributes, "send packets")
+
+
+class _Run(ctypes.Structure):
+    """The members of union bpf_attr for BPF_PROG_TEST_RUN."""
+
+    _fields_ = (
+        ("program", ctypes.c_uint32),
+        ("result", ctypes.c_uint32),
+        ("size_in", ctypes.c_uint32),
+        ("size_out", ctypes.c_uint32),
+        ("data_in", ctypes.c_uint64),
+        ("data_out", ctypes.c_uint64),
+        ("repeat", ctypes.c_uint32),
+        ("duration", ctypes.c_uint32),
+        ("context_sizes", ctypes.c_uint32 * 2),
+        ("contexts", ctypes.c_uint64 * 2),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch", ctypes.c_uint32),
+    )
+
+
+class _Load(ctypes.Structure):
+    """The members of union bpf_attr for BPF_PROG_LOAD, as far as an XDP program needs them."""
+
+    _fields_ = (
+        ("kind", ctypes.c_uint32),
+        ("instructions", ctypes.c_uint32),
+        ("code", ctypes.c_uint64),
+        ("licence", ctypes.c_uint64),
+        ("log", ctypes.c_uint32 * 4),
+        ("version", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("name", ctypes.c_char * 16),
+        ("interface", ctypes.c_uint32),
+        ("attach", ctypes.c_uint32),
+    )
 
 
 def _load(interface: int) -> int:
-    def instruction(code: int, register: int, value: int) -> bytes:
-        return struct.pack("=BBhi", code, register, 0, value)
-
-    move, call, leave = 0xB7, 0x85, 0x95
-    code = ctypes.create_string_buffer(
-        instruction(move, 1, interface)
-        + instruction(move, 2, 0)
-        + instruction(call, 0, _BPF_REDIRECT)
-        + instruction(leave, 0, 0)
+    """r1 = interface; r2 = 0; bpf_redirect(); exit."""
+    words = ((0xB7, 1, interface), (0xB7, 2, 0), (0x85, 0, _BPF_REDIRECT), (0x95, 0, 0))
+    text = b"".join(
+        struct.pack("=BBhi", code, register, 0, value) for code, register, value in words
     )
+    code = ctypes.create_string_buffer(text, len(text))
     licence = ctypes.create_string_buffer(b"GPL")
-    pointers = (ctypes.addressof(code), ctypes.addressof(licence))
-    attributes = struct.pack(
-        "=IIQQIIQII16sII",
-        _PROG_TYPE_XDP,
-        4,
-        *pointers,
-        0,
-        0,
-        0,
-        0,
-        0,
-        b"bpfilter_flood",
-        0,
-        _ATTACH_XDP,
+    attributes = _Load(
+        kind=_PROG_TYPE_XDP,
+        instructions=len(words),
+        code=ctypes.addressof(code),
+        licence=ctypes.addressof(licence),
+        name=b"bpfilter_flood",
+        attach=_ATTACH_XDP,
     )
-    return bpf(_BPF_PROG_LOAD, attributes)
+    return bpf(_BPF_PROG_LOAD, attributes, "load the packet sender")

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bpfilter.analysis.fates import fates
+from bpfilter.analysis.fates import FateKind, fates
 from bpfilter.demo.flood import Flooder, enable_gro, flooder, udp_frame
 from bpfilter.demo.network import DEVICE, Network, inside
 from bpfilter.demo.traffic import PROBES, Services, run_probes
@@ -148,12 +148,11 @@ class Tour:
                 self._compared(report)
 
     def _plans(self, prepared: Prepared) -> None:
-        table = Table("family", "native", "residual", "punt", "unreachable", "kept", "proof")
+        table = Table("family", *FateKind, "proof", box=None)
         for family, plan in prepared.plans.items():
             proofs = dict(zip(plan.chains, prepared.proofs[family], strict=True))
             kinds = [fate.kind for fate in fates(plan, proofs).values()]
-            counts = [str(kinds.count(kind)) for kind in ("native", "residual", "punt")]
-            counts += [str(kinds.count(kind)) for kind in ("unreachable", "kept")]
+            counts = [str(kinds.count(kind)) for kind in FateKind]
             seconds = sum(proof.seconds for proof in proofs.values())
             table.add_row(family, *counts, f"holds, {seconds:.1f} s")
         self.console.print(table)
