@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import click
 import structlog
 import typer
 
-from bpfilter.errors import BpfilterError, UsageError
+from bpfilter.cli.run import run_app
+from bpfilter.errors import UsageError
 from bpfilter.rollout.journal import Journal, Stage, state_directory
 from bpfilter.rollout.lease import LEASE_SECONDS
 from bpfilter.rollout.service import Goal, serve
@@ -80,17 +80,7 @@ def run(command: Callable[..., None], name: str) -> int:
     """Run one command as a program; errors become sentences on standard error and exit codes."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
-    try:
-        result = typer.main.get_command(app).main(prog_name=name, standalone_mode=False)
-    except click.UsageError as error:
-        error.show()
-        return 64
-    except click.Abort:
-        return 130
-    except BpfilterError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return error.exit_code
-    return result if isinstance(result, int) else 0
+    return run_app(app, name)
 
 
 def main() -> None:

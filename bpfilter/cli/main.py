@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import sys
 
-import click
 import typer
-from rich.console import Console
 
 from bpfilter import __version__
 from bpfilter.cli.plan import plan_command
-from bpfilter.errors import BpfilterError
+from bpfilter.cli.run import run_app
 
 EPILOG = "Exit codes: 0 done · 1 failed or diverged · 2 ruleset refused · 64 usage."
 
@@ -50,36 +48,7 @@ app.command("plan", epilog=EPILOG)(plan_command)
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; never lets a traceback reach a user."""
-    errors = Console(stderr=True, highlight=False)
-    try:
-        code = typer.main.get_command(app).main(
-            arguments, prog_name="bpfilter", standalone_mode=False
-        )
-    except click.UsageError as error:
-        error.show()
-        return 64
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return 64
-    except (click.Abort, KeyboardInterrupt):
-        errors.print("[yellow]stopped[/]")
-        return 130
-    except click.ClickException as error:
-        error.show()
-        return 1
-    except BpfilterError as error:
-        errors.print(f"[bold red]bpfilter:[/] {_escape(error.message)}", soft_wrap=True)
-        if error.hint:
-            errors.print(f"  [cyan]hint:[/] {_escape(error.hint)}", soft_wrap=True)
-        return error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
-    return code if isinstance(code, int) else 0
-
-
-def _escape(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode().replace("[", "\\[")
+    return run_app(app, "bpfilter", arguments)
 
 
 def main() -> None:
