@@ -76,10 +76,14 @@ class _Addresses:
         return f"{dotted}/{length}"
 
     def _host(self) -> int:
-        site = self._again(self._sites, lambda: self._rng.randrange(1 << 8, 224 << 8), self._fresh)
+        site = self._again(self._sites, self._unicast_site, self._fresh)
         subnets = self._subnets.setdefault(site, [])
         subnet = self._again(subnets, lambda: self._rng.randrange(256), 3 * self._fresh)
         return site << 16 | subnet << 8 | self._rng.randrange(1, 255)
+
+    def _unicast_site(self) -> int:
+        first = self._rng.choice([octet for octet in range(1, 224) if octet != 127])
+        return first << 8 | self._rng.randrange(256)
 
     def _again(self, known: list[int], fresh: Callable[[], int], share: float) -> int:
         if not known or self._rng.random() < share:

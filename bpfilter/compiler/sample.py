@@ -137,6 +137,8 @@ class Sampler:
 
     def _value(self, field: Field, wanted: Intervals | None) -> int:
         plausible = _PLAUSIBLE.get(field)
+        if field in _ADDRESSES:
+            plausible = _UNICAST[self.space.family]
         if wanted is None:
             points = self.points[field]
             if points and self.random.random() < 0.5:
@@ -191,6 +193,11 @@ def _needs_header(box: Box, field: Field) -> bool:
     return values is not None and 0 not in values
 
 
+_ADDRESSES = (Field.SOURCE, Field.DESTINATION)
+_UNICAST = {
+    Family.IPV4: Intervals(((1 << 24, (127 << 24) - 1), (128 << 24, (224 << 24) - 1))),
+    Family.IPV6: Intervals(((2 << 124, (4 << 124) - 1), (0xFC << 120, (0xFE << 120) - 1))),
+}
 _PLAUSIBLE = {
     Field.LENGTH: Intervals.single(80, 1400),
     Field.TTL: Intervals.single(2, 255),
