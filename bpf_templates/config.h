@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What the loader patches into read-only data; bpfilter/kernel/config.py mirrors every struct.
+ * The verifier sees the values as constants and removes each branch that a ruleset does not use.
+ */
+#ifndef CONFIG_H
+#define CONFIG_H
+
+#include <linux/types.h>
+
+#define SLOTS	    4
+#define AXES	    17
+#define MAX_GROUPS  8
+#define MAX_STATES  5
+#define MAX_MASKS   8
+#define IDS_BLOCK   16 /* u32 per element of `ids` and `ops` */
+#define BLOCK_WORDS 8
+#define MISSING	    0xffffffffu
+
+/* Numbers of AXES in bpfilter/compiler/layout.py. */
+enum axis_name {
+	SOURCE,
+	DESTINATION,
+	PROTOCOL,
+	DESTINATION_PORT,
+	SOURCE_PORT,
+	TCP_FLAGS,
+	ICMP_TYPE,
+	IN_INTERFACE,
+	OUT_INTERFACE,
+	LENGTH,
+	TTL,
+	TOS,
+	MAC_SOURCE,
+	PACKET_TYPE,
+	SOURCE_TYPE,
+	DESTINATION_TYPE,
+	MASKS,
+};
+
+enum axis_kind {
+	AXIS_UNUSED,
+	AXIS_DIRECT,
+	AXIS_TRIE4,
+	AXIS_BOUNDS6,
+	AXIS_MAC,
+};
+
+/* OpKind of bpfilter/compiler/ir.py; the loader turns items that are terminal into OP_LAST_ITEM. */
+enum op_kind {
+	OP_ACCEPT = 1,
+	OP_DROP,
+	OP_PUNT,
+	OP_SKIP,
+	OP_ITEM,
+	OP_LAST_ITEM,
+};
+
+enum outcome {
+	OUTCOME_PUNT,
+	OUTCOME_ACCEPT,
+	OUTCOME_DROP,
+	OUTCOME_RESIDUAL,
+	OUTCOMES,
+};
+
+enum mode {
+	MODE_FORCED,	 /* the chain is given: eval and lab */
+	MODE_LIVE_INPUT, /* unicast to a local address takes the first chain, all else is punted */
+};
+
+enum trace_mode {
+	TRACE_OFF,
+	TRACE_LAST,  /* one record, of the last packet */
+	TRACE_BY_ID, /* records by the IPv4 ID or the low 16 bits of the IPv6 flow label */
+};
+
+/* Why a packet was left to the original rules; `Reason` in bpfilter/kernel/config.py. */
+enum reason {
+	REASON_NONE,
+	REASON_RULE,	/* a rule that only iptables can execute */
+	REASON_NO_CODE, /* its residual has no code */
+	REASON_NO_SLOT, /* the chain or family is not translated */
+	REASON_FRAGMENT,
+	REASON_OPTIONS,	  /* IPv4 options */
+	REASON_TRUNCATED, /* shorter than its headers say */
+	REASON_MALFORMED,
+	REASON_EXTENSION, /* an IPv6 extension header that is not walked */
+	REASON_ETHERTYPE,
+	REASON_LEASE,
+	REASON_GENERATION, /* the kernel's rules are not those of the plan */
+	REASON_OTHERHOST,  /* packet type other than host, broadcast, multicast */
+	REASON_VLAN,
+	REASON_NOT_LOCAL,   /* not unicast to an address in the local table */
+	REASON_TTL,	    /* would expire before FORWARD */
+	REASON_INTERFACE,   /* not among the interfaces known at load */
+	REASON_NO_ETHERNET, /* a rule asks for the MAC address, there is none */
+	REASON_LOOKUP,	    /* a table has no such element: never, if they were loaded whole */
+	REASON_LONG_WALK,
+	REASONS,
+};
+
+struct axis {
+	__u32 kind;
+	__u32 base; /* in `ids` */
+	__u32 classes;
+	__u32 combine;
+	__u32 combine_base; /* in `ids` */
+	__u32 bounds_base;  /* in `bounds` */
+	__u32 bounds_count;
+	__u32 ends_group;
+	__u32 row_base; /* in `rows` */
+};
+
+/* Addresses as four words, the most significant first; IPv4 uses the last only. */
+struct masked {
+	__u32 axis;
+	__u32 mask[4];
+	__u32 value[4];
+};
+
+struct slot {
+	__u32 used;
+	__u32 forward; /* the TTL is seen after the decrement */
+	__u32 groups;
+	__u32 states;
+	__u32 stateful; /* some entry does not hold in every state */
+	__u32 state_row;
+	__u32 ops_base;
+	__u32 node_base;
+	__u32 counter_base;
+	__u32 mask_count;
+	struct masked masks[MAX_MASKS];
+	struct axis axes[AXES];
+};
+
+struct config {
+	__u32 mode;
+	__u32 forced; /* 0: first chain of the family, 1: second */
+	__u32 marking;
+	__u32 mark_mask;
+	__u32 mark_shift;
+	__u32 leased;
+	__u32 generation; /* compare it */
+	__u32 trace;
+	__u32 counting;
+	__u32 summary_words; /* of every row */
+	__u32 stripes;	     /* block references of every row */
+	__u32 iterations;
+	__u64 legacy_hook4; /* address of ipt_do_table, 0 if unknown */
+	__u64 legacy_hook6;
+	struct slot slots[SLOTS];
+};
+
+#endif

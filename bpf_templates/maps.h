@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* All maps. Sizes of 1 are set by the loader. Arrays are mapped and filled by it before attaching.
+ */
+#ifndef MAPS_H
+#define MAPS_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include "config.h"
+
+#define ARRAY(name, size, flags)                  \
+	struct {                                  \
+		__uint(type, BPF_MAP_TYPE_ARRAY); \
+		__uint(max_entries, 1);           \
+		__uint(key_size, 4);              \
+		__uint(value_size, size);         \
+		__uint(map_flags, flags);         \
+	} name SEC(".maps")
+
+#define HASH(name, key, value)                   \
+	struct {                                 \
+		__uint(type, BPF_MAP_TYPE_HASH); \
+		__uint(max_entries, 1);          \
+		__uint(key_size, key);           \
+		__uint(value_size, value);       \
+	} name SEC(".maps")
+
+#define PERCPU(name, size)                               \
+	struct {                                         \
+		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); \
+		__uint(max_entries, 1);                  \
+		__uint(key_size, 4);                     \
+		__uint(value_size, size);                \
+	} name SEC(".maps")
+
+struct address_key {
+	__u32 prefix_length; /* of `words`: 32 (family) more than the address prefix */
+	__u32 family;	     /* 4 or 6, in network order so that it comes first */
+	__u32 words[4];	     /* network order; IPv4 in the first */
+};
+
+struct interface {
+	__u32 in_class[SLOTS];
+};
+
+struct runtime {
+	__u64 valid_until; /* CLOCK_MONOTONIC ns */
+	__u64 legacy[2];   /* generation of the legacy tables, IPv4 and IPv6 */
+	__u32 nft;	   /* generation of nf_tables */
+	__u32 reserved;
+	__u32 out_class[SLOTS];
+};
+
+struct generation {
+	__u64 legacy[2];
+	__u32 nft;
+	__u32 seen;
+};
+
+struct count {
+	__u64 packets;
+	__u64 bytes;
+};
+
+struct record {
+	__u32 hits;
+	__u8 slot;
+	__u8 reason;
+	__u8 outcome;
+	__u8 states;
+	__u32 code;
+	__u32 node;
+	__u32 length;
+	__u32 mark; /* after us */
+	__u32 final[MAX_STATES];
+	__u32 reserved;
+};
+
+ARRAY(ids, 64, BPF_F_MMAPABLE);	   /* u32 × 16 */
+ARRAY(bounds, 16, BPF_F_MMAPABLE); /* u64 high, low */
+ARRAY(rows, 8, BPF_F_MMAPABLE);	   /* u64 × (summary words + references / 2) */
+ARRAY(blocks, 64, BPF_F_MMAPABLE); /* u64 × 8 */
+ARRAY(ops, 64, BPF_F_MMAPABLE);	   /* u32 × 16 */
+ARRAY(nodes, 16, BPF_F_MMAPABLE);  /* u32 × 4 */
+HASH(edges, 8, 4);		   /* node << 32 | item → node */
+HASH(macs, 8, 4);		   /* slot << 48 | address → value */
+HASH(interfaces, 4, sizeof(struct interface));
+ARRAY(runtime, sizeof(struct runtime), BPF_F_MMAPABLE);
+ARRAY(observed, sizeof(struct generation), 0);
+ARRAY(trace, sizeof(struct record), BPF_F_MMAPABLE);
+PERCPU(counters, sizeof(struct count)); /* 2 × entry: certain; 2 × entry + 1: only possible */
+PERCPU(punts, sizeof(struct count));	/* by reason */
+PERCPU(outcomes, sizeof(struct count)); /* slot × OUTCOMES + outcome */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(struct address_key));
+	__uint(value_size, 4);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} addresses SEC(".maps"); /* RTN_* of the local table */
+
+const volatile struct config config SEC(".rodata.config") = {};
+
+static __always_inline const void *element(void *map, __u32 index)
+{
+	return bpf_map_lookup_elem(map, &index);
+}
+
+/* ids[index] or ops[index]; MISSING past the end. */
+static __always_inline __u32 number_at(void *map, __u32 index)
+{
+	const __u32 *block = element(map, index / IDS_BLOCK);
+
+	return block ? block[index % IDS_BLOCK] : MISSING;
+}
+
+static __always_inline void count(void *map, __u32 index, __u32 bytes)
+{
+	struct count *cell = bpf_map_lookup_elem(map, &index);
+
+	if (cell) {
+		cell->packets++;
+		cell->bytes += bytes;
+	}
+}
+
+#endif

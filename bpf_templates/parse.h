@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* From a frame to the fields that rules can test, as the netfilter hooks will see them.
+ * Every length is bounded by the IP header's own, never by the frame's: padding is not payload.
+ */
+#ifndef PARSE_H
+#define PARSE_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include "config.h"
+#include "kernel_types.h"
+
+#define IPV4_FRAGMENT	      0x3fff /* more fragments, or an offset */
+#define MAX_EXTENSIONS	      4
+#define PROTOCOL_SCTP	      132
+#define PROTOCOL_UDPLITE      136
+#define EXTENSION_HOP	      0
+#define EXTENSION_ROUTING     43
+#define EXTENSION_FRAGMENT    44
+#define EXTENSION_AUTH	      51
+#define EXTENSION_DESTINATION 60
+
+struct packet {
+	__u32 source[4]; /* host order words, most significant first; IPv4 in the last */
+	__u32 destination[4];
+	__u32 network; /* offset of the IP header */
+	__u32 end;     /* offset behind its payload */
+	__u32 id;      /* IPv4 ID, or the flow label's low 16 bits */
+	__u32 length;
+	__u16 source_port;
+	__u16 destination_port;
+	__u16 icmp_type;
+	__u8 protocol;
+	__u8 tcp_flags;
+	__u8 ttl;
+	__u8 tos;
+	__u8 version; /* 4, 6; 0 until known */
+};
+
+/* Bytes from the linear part, or through the helper where a driver left them in fragments. */
+static __always_inline int load(struct __sk_buff *skb, __u32 offset, void *to, const __u32 size)
+{
+	void *from = (void *)(long)skb->data + offset;
+
+	if (from + size <= (void *)(long)skb->data_end) {
+		__builtin_memcpy(to, from, size);
+		return 0;
+	}
+	return bpf_skb_load_bytes(skb, offset, to, size);
+}
+
+/* Ports, flags and types; a header that iptables would find incomplete is left to it. */
+static __always_inline enum reason parse_transport(struct __sk_buff *skb, struct packet *p,
+						   __u32 offset)
+{
+	const __u32 available = p->end - offset;
+	__u32 needed = 0;
+	__u16 ports[2];
+	__u8 type[2];
+
+	switch (p->protocol) {
+	case IPPROTO_TCP:
+		needed = 20;
+		break;
+	case IPPROTO_UDP:
+	case PROTOCOL_UDPLITE:
+		needed = 8;
+		break;
+	case PROTOCOL_SCTP:
+	case IPPROTO_DCCP:
+		needed = 12;
+		break;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		if ((p->protocol == IPPROTO_ICMP) != (p->version == 4))
+			return REASON_NONE;
+		if (available < 8 || load(skb, offset, type, sizeof(type)))
+			return REASON_TRUNCATED;
+		p->icmp_type = type[0] << 8 | type[1];
+		return REASON_NONE;
+	default:
+		return REASON_NONE;
+	}
+	if (available < needed)
+		return REASON_TRUNCATED;
+	if (load(skb, offset, ports, sizeof(ports)))
+		return REASON_TRUNCATED;
+	p->source_port = bpf_ntohs(ports[0]);
+	p->destination_port = bpf_ntohs(ports[1]);
+	if (p->protocol == IPPROTO_TCP && load(skb, offset + 13, &p->tcp_flags, 1))
+		return REASON_TRUNCATED;
+	return REASON_NONE;
+}
+
+static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, struct packet *p)
+{
+	struct iphdr header;
+	__u32 length;
+
+	if (load(skb, p->network, &header, sizeof(header)))
+		return REASON_TRUNCATED;
+	if (header.version != 4 || header.ihl < 5)
+		return REASON_MALFORMED;
+	length = bpf_ntohs(header.tot_len);
+	p->version = 4;
+	p->id = bpf_ntohs(header.id);
+	p->length = length;
+	if (header.ihl > 5)
+		return REASON_OPTIONS;
+	if (length < sizeof(header))
+		return REASON_MALFORMED;
+	if (p->network + length > skb->len)
+		return REASON_TRUNCATED;
+	if (header.frag_off & bpf_htons(IPV4_FRAGMENT))
+		return REASON_FRAGMENT;
+	p->end = p->network + length;
+	p->source[3] = bpf_ntohl(header.saddr);
+	p->destination[3] = bpf_ntohl(header.daddr);
+	p->protocol = header.protocol;
+	p->ttl = header.ttl;
+	p->tos = header.tos;
+	return parse_transport(skb, p, p->network + sizeof(header));
+}
+
+/* Hop-by-hop and destination options are skipped as ipv6_find_hdr does (net/ipv6/exthdrs_core.c);
+ * the loop is bounded by MAX_EXTENSIONS.
+ */
+static __always_inline enum reason skip_extensions(struct __sk_buff *skb, struct packet *p,
+						   __u32 *offset)
+{
+	__u8 extension[2];
+
+	for (__u32 i = 0; i <= MAX_EXTENSIONS; i++) {
+		switch (p->protocol) {
+		case EXTENSION_HOP:
+		case EXTENSION_DESTINATION:
+			break;
+		case EXTENSION_ROUTING:
+		case EXTENSION_FRAGMENT:
+		case EXTENSION_AUTH:
+			return p->protocol == EXTENSION_FRAGMENT ? REASON_FRAGMENT
+								 : REASON_EXTENSION;
+		default:
+			return REASON_NONE;
+		}
+		if (*offset + 8 > p->end || bpf_skb_load_bytes(skb, *offset, extension, 2))
+			return REASON_TRUNCATED;
+		p->protocol = extension[0];
+		*offset += (extension[1] + 1) * 8;
+		if (*offset > p->end)
+			return REASON_TRUNCATED;
+	}
+	return REASON_EXTENSION;
+}
+
+static __always_inline void words(__u32 *to, const __be32 *from)
+{
+	to[0] = bpf_ntohl(from[0]);
+	to[1] = bpf_ntohl(from[1]);
+	to[2] = bpf_ntohl(from[2]);
+	to[3] = bpf_ntohl(from[3]);
+}
+
+static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, struct packet *p)
+{
+	struct ipv6hdr header;
+	__u32 offset = p->network + sizeof(header);
+	enum reason reason;
+
+	if (load(skb, p->network, &header, sizeof(header)))
+		return REASON_TRUNCATED;
+	if (header.version != 6)
+		return REASON_MALFORMED;
+	p->version = 6;
+	p->id = header.flow_lbl[1] << 8 | header.flow_lbl[2];
+	p->length = bpf_ntohs(header.payload_len) + sizeof(header);
+	/* A jumbogram says 0 and carries its length in an option. */
+	if (p->length > 0xffff || (!header.payload_len && header.nexthdr == EXTENSION_HOP))
+		return REASON_MALFORMED;
+	if (p->network + p->length > skb->len)
+		return REASON_TRUNCATED;
+	p->end = p->network + p->length;
+	words(p->source, header.saddr.in6_u.u6_addr32);
+	words(p->destination, header.daddr.in6_u.u6_addr32);
+	p->protocol = header.nexthdr;
+	p->ttl = header.hop_limit;
+	p->tos = header.priority << 4 | header.flow_lbl[0] >> 4;
+	reason = skip_extensions(skb, p, &offset);
+	return reason ? reason : parse_transport(skb, p, offset);
+}
+
+/* Where the IP header begins: 14, or 0 for what was received without an Ethernet header (looped
+ * back multicast on any device, layer 3 devices).
+ */
+static __always_inline enum reason parse(struct __sk_buff *skb, struct packet *p)
+{
+	struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
+
+	p->network = (__u16)(kernel->network_header - kernel->mac_header);
+	if (skb->pkt_type > 2)
+		return REASON_OTHERHOST;
+	if (skb->vlan_present)
+		return REASON_VLAN;
+	if (p->network != 0 && p->network != ETH_HLEN)
+		return REASON_ETHERTYPE;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return parse_ipv4(skb, p);
+	if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		return parse_ipv6(skb, p);
+	return REASON_ETHERTYPE;
+}
+
+#endif

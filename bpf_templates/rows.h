@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* From a packet's fields to the rows of its classes: steps 1 to 3 of bpfilter/compiler/layout.py.
+ * Slot and axis are constants in every call, so that the verifier prunes unused axes.
+ */
+#ifndef ROWS_H
+#define ROWS_H
+
+#include <linux/if_ether.h>
+#include "maps.h"
+#include "parse.h"
+
+#define TRIE_POINTER  0x80000000u
+#define MAX_HALVINGS  20 /* 2^20 bounds: more than two per entry */
+#define RTN_UNICAST   1
+#define RTN_LOCAL     2
+#define RTN_BROADCAST 3
+#define RTN_MULTICAST 5
+#define AXIS(slot, n) (config.slots[slot].axes[n])
+
+struct bound {
+	__u64 high;
+	__u64 low;
+};
+
+/* inet_addr_type() of net/ipv4/fib_frontend.c; for IPv6 the local table alone. */
+static __always_inline __u32 address_type(const struct packet *p, const __u32 *address)
+{
+	struct address_key key = {.prefix_length = 32 + 128};
+	const __u32 *type;
+
+	if (p->version == 4) {
+		if (address[3] == 0 || address[3] == 0xffffffff)
+			return RTN_BROADCAST;
+		if (address[3] >> 28 == 14)
+			return RTN_MULTICAST;
+		key.prefix_length = 32 + 32;
+		key.family = bpf_htonl(4);
+		key.words[0] = bpf_htonl(address[3]);
+	} else {
+		key.family = bpf_htonl(6);
+		for (__u32 i = 0; i < 4; i++)
+			key.words[i] = bpf_htonl(address[i]);
+	}
+	type = bpf_map_lookup_elem(&addresses, &key);
+	return type ? *type : RTN_UNICAST;
+}
+
+static __always_inline __u32 mask_bits(const struct packet *p, const __u32 slot)
+{
+	__u32 bits = 0;
+
+#pragma unroll
+	for (__u32 i = 0; i < MAX_MASKS; i++) {
+		const volatile struct masked *m = &config.slots[slot].masks[i];
+		const __u32 *address;
+		__u32 differ = 0;
+
+		if (i >= config.slots[slot].mask_count)
+			break;
+		address = m->axis == SOURCE ? p->source : p->destination;
+		for (__u32 word = 0; word < 4; word++)
+			differ |= (address[word] & m->mask[word]) ^ m->value[word];
+		bits |= (differ == 0) << i;
+	}
+	return bits;
+}
+
+static __always_inline __u32 trie4_class(const __u32 base, __u32 address)
+{
+	__u32 found = number_at(&ids, base + (address >> 16));
+
+	if (found & TRIE_POINTER)
+		found = number_at(&ids, base + 65536 + (found & ~TRIE_POINTER) * 256 +
+						(address >> 8 & 255));
+	if (found & TRIE_POINTER)
+		found = number_at(&ids,
+				  base + 65536 + (found & ~TRIE_POINTER) * 256 + (address & 255));
+	return found;
+}
+
+/* Binary search by halves: the count is a constant, so the verifier walks one path. */
+static __always_inline __u32 bounds6_class(const __u32 slot, const __u32 n, const __u32 *address)
+{
+	const __u64 high = (__u64)address[0] << 32 | address[1];
+	const __u64 low = (__u64)address[2] << 32 | address[3];
+	__u32 count = AXIS(slot, n).bounds_count;
+	__u32 first = AXIS(slot, n).bounds_base;
+	const struct bound *bound;
+	__u32 found = 0;
+
+	for (__u32 i = 0; i < MAX_HALVINGS && count > 1; i++) {
+		__u32 half = count / 2;
+
+		bound = element(&bounds, first + found + half);
+		if (!bound)
+			return MISSING;
+		if (bound->high < high || (bound->high == high && bound->low <= low))
+			found += half;
+		count -= half;
+	}
+	return number_at(&ids, AXIS(slot, n).base + found);
+}
+
+static __always_inline __u32 mac_class(struct __sk_buff *skb, const struct packet *p,
+				       const __u32 slot)
+{
+	__u8 address[ETH_ALEN];
+	const __u32 *value;
+	__u64 key = slot;
+
+	if (load(skb, ETH_ALEN, address, sizeof(address)))
+		return MISSING;
+	for (__u32 i = 0; i < ETH_ALEN; i++)
+		key = key << 8 | address[i];
+	value = bpf_map_lookup_elem(&macs, &key);
+	return number_at(&ids, AXIS(slot, MAC_SOURCE).base + (value ? *value : 0));
+}
+
+/* The classes of interface names; MISSING for a device that was not known at load. */
+static __always_inline __u32 in_class(struct __sk_buff *skb, const __u32 slot)
+{
+	__u32 index = skb->ifindex;
+	const struct interface *known = bpf_map_lookup_elem(&interfaces, &index);
+
+	return known ? known->in_class[slot] : MISSING;
+}
+
+static __always_inline __u32 out_class(const __u32 slot)
+{
+	const struct runtime *run = element(&runtime, 0);
+
+	return run ? run->out_class[slot] : MISSING;
+}
+
+static __always_inline __u32 axis_value(struct __sk_buff *skb, const struct packet *p,
+					const __u32 slot, const __u32 n)
+{
+	switch (n) {
+	case PROTOCOL:
+		return p->protocol;
+	case DESTINATION_PORT:
+		return p->destination_port;
+	case SOURCE_PORT:
+		return p->source_port;
+	case TCP_FLAGS:
+		return p->tcp_flags;
+	case ICMP_TYPE:
+		return p->icmp_type;
+	case IN_INTERFACE:
+		return in_class(skb, slot);
+	case OUT_INTERFACE:
+		return out_class(slot);
+	case LENGTH:
+		return p->length;
+	case TTL:
+		return p->ttl - config.slots[slot].forward;
+	case TOS:
+		return p->tos;
+	case PACKET_TYPE:
+		return skb->pkt_type;
+	case SOURCE_TYPE:
+		return address_type(p, p->source);
+	case DESTINATION_TYPE:
+		return address_type(p, p->destination);
+	case MASKS:
+		return mask_bits(p, slot);
+	}
+	return MISSING;
+}
+
+static __always_inline __u32 axis_class(struct __sk_buff *skb, const struct packet *p,
+					const __u32 slot, const __u32 n)
+{
+	__u32 value;
+
+	if (n == SOURCE || n == DESTINATION) {
+		const __u32 *address = n == SOURCE ? p->source : p->destination;
+
+		if (slot < 2)
+			return trie4_class(AXIS(slot, n).base, address[3]);
+		return bounds6_class(slot, n, address);
+	}
+	if (n == MAC_SOURCE)
+		return mac_class(skb, p, slot);
+	value = axis_value(skb, p, slot, n);
+	return value == MISSING ? MISSING : number_at(&ids, AXIS(slot, n).base + value);
+}
+
+static __always_inline enum reason missing(const __u32 n)
+{
+	return n == IN_INTERFACE ? REASON_INTERFACE : REASON_LOOKUP;
+}
+
+/* One row per group of axes, in order. */
+static __always_inline enum reason select_rows(struct __sk_buff *skb, const struct packet *p,
+					       const __u32 slot, const __u64 **selected)
+{
+	__u32 combined = 0;
+	__u32 group = 0;
+
+#pragma unroll
+	for (__u32 n = 0; n < AXES; n++) {
+		__u32 id;
+
+		if (AXIS(slot, n).kind == AXIS_UNUSED)
+			continue;
+		if (n == MAC_SOURCE && p->network != ETH_HLEN)
+			return REASON_NO_ETHERNET;
+		id = axis_class(skb, p, slot, n);
+		if (id == MISSING)
+			return missing(n);
+		if (AXIS(slot, n).combine) {
+			id = number_at(&ids, AXIS(slot, n).combine_base +
+						     combined * AXIS(slot, n).classes + id);
+			if (id == MISSING)
+				return REASON_LOOKUP;
+		}
+		combined = id;
+		if (!AXIS(slot, n).ends_group)
+			continue;
+		if (group >= MAX_GROUPS)
+			return REASON_LOOKUP;
+		selected[group] = element(&rows, AXIS(slot, n).row_base + id);
+		if (!selected[group])
+			return REASON_LOOKUP;
+		group++;
+	}
+	return REASON_NONE;
+}
+
+#endif

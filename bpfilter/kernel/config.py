@@ -1,0 +1,154 @@
+"""The program's constants and records: Python's mirror of bpf_templates/config.h and maps.h."""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+
+import numpy as np
+
+from bpfilter.compiler.layout import AXES
+
+SLOTS = 4
+MAX_STATES = 5
+MAX_MASKS = 8
+IDS_BLOCK = 16
+
+_u32 = ctypes.c_uint32
+_u64 = ctypes.c_uint64
+
+
+class Mode(IntEnum):
+    """How the program finds the chain."""
+
+    FORCED = 0  # it is told: eval and lab
+    LIVE_INPUT = 1  # INPUT for unicast to an address of the local table; all else is punted
+
+
+class Trace(IntEnum):
+    """Which records the program writes."""
+
+    OFF = 0
+    LAST = 1
+    BY_ID = 2  # under the IPv4 ID, or the low 16 bits of the IPv6 flow label
+
+
+class Reason(IntEnum):
+    """Why a packet was left to the original rules."""
+
+    NONE = 0
+    RULE = 1
+    NO_CODE = 2
+    NO_SLOT = 3
+    FRAGMENT = 4
+    OPTIONS = 5
+    TRUNCATED = 6
+    MALFORMED = 7
+    EXTENSION = 8
+    ETHERTYPE = 9
+    LEASE = 10
+    GENERATION = 11
+    OTHERHOST = 12
+    VLAN = 13
+    NOT_LOCAL = 14
+    TTL = 15
+    INTERFACE = 16
+    NO_ETHERNET = 17
+    LOOKUP = 18
+    LONG_WALK = 19
+
+
+class Axis(ctypes.Structure):
+    _fields_ = tuple(
+        (name, _u32)
+        for name in (
+            "kind",
+            "base",
+            "classes",
+            "combine",
+            "combine_base",
+            "bounds_base",
+            "bounds_count",
+            "ends_group",
+            "row_base",
+        )
+    )
+
+
+class Masked(ctypes.Structure):
+    _fields_ = (("axis", _u32), ("mask", _u32 * 4), ("value", _u32 * 4))
+
+
+class SlotConfig(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, _u32)
+            for name in (
+                "used",
+                "forward",
+                "groups",
+                "states",
+                "stateful",
+                "state_row",
+                "ops_base",
+                "node_base",
+                "counter_base",
+                "mask_count",
+            )
+        ),
+        ("masks", Masked * MAX_MASKS),
+        ("axes", Axis * len(AXES)),
+    )
+
+
+class Config(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, _u32)
+            for name in (
+                "mode",
+                "forced",
+                "marking",
+                "mark_mask",
+                "mark_shift",
+                "leased",
+                "generation",
+                "trace",
+                "counting",
+                "summary_words",
+                "stripes",
+                "iterations",
+            )
+        ),
+        ("legacy_hook4", _u64),
+        ("legacy_hook6", _u64),
+        ("slots", SlotConfig * SLOTS),
+    )
+
+
+RUNTIME = np.dtype(
+    [
+        ("valid_until", "<u8"),
+        ("legacy", "<u8", (2,)),
+        ("nft", "<u4"),
+        ("reserved", "<u4"),
+        ("out_class", "<u4", (SLOTS,)),
+    ]
+)
+GENERATION = np.dtype([("legacy", "<u8", (2,)), ("nft", "<u4"), ("seen", "<u4")])
+COUNT = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
+RECORD = np.dtype(
+    [
+        ("hits", "<u4"),
+        ("slot", "u1"),
+        ("reason", "u1"),
+        ("outcome", "u1"),
+        ("states", "u1"),
+        ("code", "<u4"),
+        ("node", "<u4"),
+        ("length", "<u4"),
+        ("mark", "<u4"),
+        ("final", "<u4", (MAX_STATES,)),
+        ("reserved", "<u4"),
+    ]
+)

@@ -1,0 +1,38 @@
+"""What tells the program that the kernel's rules are not the plan's any more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_HOOKS = ("ipt_do_table", "ip6t_do_table")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """State of the rules in one network namespace; every edit changes it.
+
+    `nft` counts transactions of nf_tables (0 where the kernel hides the counter). `legacy` stands
+    for the tables on LOCAL_IN of iptables-legacy and ip6tables-legacy. Values are comparable for
+    one loaded program only.
+    """
+
+    nft: int
+    legacy: tuple[int, int]
+
+
+@cache
+def legacy_hooks() -> Mapping[str, int]:
+    """Kernel addresses of the legacy tables' hook functions, by name; absent ones are left out.
+
+    They stay where they are until the module is unloaded, so they are read once per process.
+    """
+    found = {}
+    with Path("/proc/kallsyms").open() as symbols:
+        for line in symbols:
+            address, _, name = line.split(maxsplit=3)[:3]
+            if name in _HOOKS and int(address, 16):
+                found[name] = int(address, 16)
+    return found

@@ -1,0 +1,191 @@
+"""Binding of libbpf.so.1: open an object file, size its maps, patch its constants, load it.
+
+What libbpf prints goes into the errors raised here, never to the terminal.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+
+from bpfilter.errors import KernelError, VerifierRejected
+
+LOG_BYTES = 1 << 20
+_LOG_LINES = 25
+_PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_messages = threading.local()
+
+
+def _collect(level: int, pattern: bytes, arguments: int) -> int:
+    if level == 0:
+        text = ctypes.create_string_buffer(1024)
+        _libc().vsnprintf(text, len(text), pattern, ctypes.c_void_p(arguments))
+        lines: list[str] = getattr(_messages, "lines", [])
+        lines.append(text.value.decode("utf-8", "replace").rstrip())
+        _messages.lines = lines[-_LOG_LINES:]
+    return 0
+
+
+_collector = _PRINT(_collect)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """libbpf.so.1; raises KernelError with the package to install where it is missing."""
+    try:
+        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise KernelError(
+            f"libbpf.so.1 cannot be loaded: {error}",
+            hint="install libbpf 1.0 or newer (Debian: apt-get install libbpf1)",
+        ) from None
+    pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32
+    size = ctypes.c_size_t
+    for name, result, arguments in (
+        ("bpf_object__open_file", pointer, (text, pointer)),
+        ("bpf_object__load", ctypes.c_int, (pointer,)),
+        ("bpf_object__close", None, (pointer,)),
+        ("bpf_object__find_map_by_name", pointer, (pointer, text)),
+        ("bpf_object__find_program_by_name", pointer, (pointer, text)),
+        ("bpf_object__next_program", pointer, (pointer, pointer)),
+        ("bpf_program__name", text, (pointer,)),
+        ("bpf_program__fd", ctypes.c_int, (pointer,)),
+        ("bpf_program__set_autoload", ctypes.c_int, (pointer, ctypes.c_bool)),
+        ("bpf_program__set_log_buf", ctypes.c_int, (pointer, pointer, size)),
+        ("bpf_map__fd", ctypes.c_int, (pointer,)),
+        ("bpf_map__set_max_entries", ctypes.c_int, (pointer, number)),
+        ("bpf_map__set_value_size", ctypes.c_int, (pointer, number)),
+        ("bpf_map__value_size", number, (pointer,)),
+        ("bpf_map__initial_value", pointer, (pointer, ctypes.POINTER(size))),
+        ("libbpf_set_print", pointer, (_PRINT,)),
+    ):
+        function = getattr(lib, name)
+        function.restype = result
+        function.argtypes = arguments
+    lib.libbpf_set_print(_collector)
+    return lib
+
+
+class BpfObject:
+    """One opened object file; closing it drops its maps and programs that nothing else holds."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises KernelError if the file is missing or no BPF object."""
+        self._lib = library()
+        self._name = path.name
+        self._logs: dict[str, ctypes.Array[ctypes.c_char]] = {}
+        _messages.lines = []
+        self._object = self._lib.bpf_object__open_file(os.fsencode(path), None)
+        if not self._object:
+            raise self._error("cannot be opened", ctypes.get_errno())
+
+    def set_map(
+        self, name: str, *, max_entries: int | None = None, value_size: int | None = None
+    ) -> None:
+        """Size a map before loading; an empty map gets one element."""
+        handle = self._map(name)
+        if max_entries is not None:
+            self._lib.bpf_map__set_max_entries(handle, max(max_entries, 1))
+        if value_size is not None:
+            self._lib.bpf_map__set_value_size(handle, value_size)
+
+    def set_constants(self, name: str, value: ctypes.Structure) -> None:
+        """Write a read-only section that holds one struct, before loading."""
+        size = ctypes.c_size_t()
+        memory = self._lib.bpf_map__initial_value(self._map(name), ctypes.byref(size))
+        if not memory or size.value != ctypes.sizeof(value):
+            raise KernelError(
+                f"{self._name}: section {name} has {size.value} bytes, "
+                f"this version writes {ctypes.sizeof(value)}",
+                hint="the compiled templates are of another version: run make templates",
+            )
+        ctypes.memmove(memory, ctypes.byref(value), ctypes.sizeof(value))
+
+    def skip_program(self, name: str) -> None:
+        """Do not load this program."""
+        self._lib.bpf_program__set_autoload(self._program(name), False)
+
+    def load(self) -> None:
+        """Create the maps and load the programs; VerifierRejected carries the last log lines."""
+        _messages.lines = []
+        for name, handle in self._programs():
+            log = ctypes.create_string_buffer(LOG_BYTES)
+            self._logs[name] = log
+            self._lib.bpf_program__set_log_buf(handle, log, LOG_BYTES)
+        failed = self._lib.bpf_object__load(self._object)
+        logs = [log.value.decode("utf-8", "replace") for log in self._logs.values()]
+        self._logs = {}
+        if failed:
+            said = next((log for log in logs if log), "")
+            if said:
+                raise VerifierRejected(
+                    f"{self._name}: the kernel refuses the program ({_errno_name(-failed)})",
+                    log="\n".join(said.splitlines()[-_LOG_LINES:]),
+                    hint="please report this with `uname -r`; nothing was attached",
+                )
+            raise self._error("cannot be loaded", -failed)
+
+    def map_fd(self, name: str) -> int:
+        return int(self._lib.bpf_map__fd(self._map(name)))
+
+    def program_fd(self, name: str) -> int:
+        return int(self._lib.bpf_program__fd(self._program(name)))
+
+    def close(self) -> None:
+        if self._object:
+            self._lib.bpf_object__close(self._object)
+            self._object = None
+
+    def __enter__(self) -> BpfObject:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _map(self, name: str) -> int:
+        handle = self._lib.bpf_object__find_map_by_name(self._object, name.encode())
+        if not handle:
+            raise self._error(f"has no map {name}", None)
+        return int(handle)
+
+    def _program(self, name: str) -> int:
+        handle = self._lib.bpf_object__find_program_by_name(self._object, name.encode())
+        if not handle:
+            raise self._error(f"has no program {name}", None)
+        return int(handle)
+
+    def _programs(self) -> Iterator[tuple[str, int]]:
+        handle = self._lib.bpf_object__next_program(self._object, None)
+        while handle:
+            yield self._lib.bpf_program__name(handle).decode(), handle
+            handle = self._lib.bpf_object__next_program(self._object, handle)
+
+    def _error(self, what: str, number: int | None) -> KernelError:
+        said = "; ".join(getattr(_messages, "lines", [])[-3:])
+        why = f" ({_errno_name(number)})" if number else ""
+        return KernelError(
+            f"{self._name} {what}{why}" + (f": {said}" if said else ""),
+            hint="loading BPF needs root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+            if number in (1, 13)
+            else "run make templates, and bpfilter doctor for what this kernel lacks",
+        )
+
+
+def _errno_name(number: int) -> str:
+    return errno.errorcode.get(number, str(number))

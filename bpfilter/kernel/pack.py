@@ -1,0 +1,204 @@
+"""From an image to the contents of the program's maps and its constants. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bpfilter.compiler.ir import FlatChain, OpKind
+from bpfilter.compiler.layout import AXES, BLOCK_WORDS, U32, U64, ChainTables
+from bpfilter.compiler.plan import Image, Slot
+from bpfilter.errors import CompileError
+from bpfilter.kernel.config import IDS_BLOCK, MAX_MASKS, MAX_STATES, SLOTS, Config, SlotConfig
+from bpfilter.ruleset.fields import Family, Field
+
+OP_LAST_ITEM = 6
+_AXIS_NUMBER = {field: number for number, field in enumerate(AXES)}
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What the maps hold. Array maps: their elements; hash maps: keys and values.
+
+    `slots[i]` is the chain in slot i: 0 and 1 are IPv4's first chain and FORWARD, 2 and 3 IPv6's.
+    Counters of slot i begin at `counter_bases[i]`, two per entry.
+    """
+
+    ids: U32
+    bounds: U64
+    rows: U64
+    blocks: U64
+    ops: U32
+    nodes: U32
+    edges: tuple[U64, U32]
+    macs: tuple[U64, U32]
+    counters: int
+    slots: tuple[Slot | None, ...]
+    counter_bases: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables, counters left out."""
+        arrays = (self.ids, self.bounds, self.rows, self.blocks, self.ops, self.nodes)
+        return sum(a.nbytes for a in (*arrays, *self.edges, *self.macs))
+
+
+def place(image: Image) -> tuple[Slot | None, ...]:
+    """Which chain takes which slot; CompileError if two chains want one."""
+    placed: list[Slot | None] = [None] * SLOTS
+    for slot in image.slots:
+        number = slot_number(slot.plan.flat.family, slot.plan.chain)
+        other = placed[number]
+        if other is not None:
+            raise CompileError(
+                f"{other.plan.table}/{other.plan.chain} and {slot.plan.table}/{slot.plan.chain} "
+                "cannot be in one program",
+                hint="compile them apart",
+            )
+        placed[number] = slot
+    return tuple(placed)
+
+
+def slot_number(family: Family, chain: str) -> int:
+    """The program's slot of a chain."""
+    return 2 * (family is Family.IPV6) + (chain == "FORWARD")
+
+
+@dataclass(slots=True)
+class _Parts:
+    """Arrays of one kind, one after the other."""
+
+    parts: list[np.ndarray[tuple[int, ...], np.dtype[np.generic]]]
+    used: int = 0
+
+    def add(self, part: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> int:
+        base = self.used
+        self.parts.append(part)
+        self.used += len(part)
+        return base
+
+
+def pack(image: Image, config: Config) -> Contents:
+    """Lay all chains into one set of maps, and write their bases into `config.slots`."""
+    slots = place(image)
+    used = [slot.plan.tables for slot in slots if slot is not None]
+    config.summary_words = max((t.summary_words for t in used), default=1)
+    config.stripes = max((_stripes(t) for t in used), default=1)
+    # An even number of references, so that rows stay whole words.
+    pitch = config.summary_words + -(-config.stripes // 2)
+    ids, bounds, rows, blocks, ops, nodes = (_Parts([]) for _ in range(6))
+    edges: dict[int, int] = {}
+    macs: dict[int, int] = {}
+    counters = 0
+    bases = []
+    for number, slot in enumerate(slots):
+        bases.append(counters)
+        if slot is None:
+            continue
+        tables = slot.plan.tables
+        target = config.slots[number]
+        block_base = blocks.add(tables.blocks)
+        row_base = rows.add(_rows(tables, config.summary_words, pitch, block_base))
+        _slot_config(target, slot, ids.add(tables.ids), bounds.add(tables.bounds), row_base)
+        target.ops_base = ops.add(_ops(tables))
+        target.node_base = nodes.add(slot.transitions.nodes)
+        target.counter_base = counters
+        counters += 2 * len(tables.ops)
+        for (node, item), behind in slot.transitions.edges.items():
+            edges[(target.node_base + node) << 32 | item] = behind
+        macs.update({number << 48 | address: value for address, value in tables.macs.items()})
+    return Contents(
+        ids=_padded(ids.parts, IDS_BLOCK),
+        bounds=np.concatenate([np.zeros((0, 2), np.uint64), *bounds.parts]),
+        rows=np.concatenate([np.zeros((0, pitch), np.uint64), *rows.parts]),
+        blocks=np.concatenate([np.zeros((0, BLOCK_WORDS), np.uint64), *blocks.parts]),
+        ops=_padded(ops.parts, IDS_BLOCK),
+        nodes=np.concatenate([np.zeros((0, 4), np.uint32), *nodes.parts]),
+        edges=_hash(edges),
+        macs=_hash(macs),
+        counters=counters,
+        slots=slots,
+        counter_bases=tuple(bases),
+    )
+
+
+def _stripes(tables: ChainTables) -> int:
+    return 2 * (tables.row_words - tables.summary_words)
+
+
+def _rows(tables: ChainTables, summary_words: int, pitch: int, block_base: int) -> U64:
+    """The chain's rows at the common width; references become absolute."""
+    own = tables.rows[:, tables.summary_words :]
+    moved = np.full((len(own), pitch - summary_words), block_base * (1 | 1 << 32), np.uint64)
+    moved[:, : own.shape[1]] += own
+    wide = np.zeros((len(own), pitch), np.uint64)
+    wide[:, : tables.summary_words] = tables.rows[:, : tables.summary_words]
+    wide[:, summary_words:] = moved
+    return wide
+
+
+def _ops(tables: ChainTables) -> U32:
+    """Items that end the walk get an operation of their own."""
+    last = [
+        index
+        for index, entry in enumerate(tables.flat.entries)
+        if entry.kind is OpKind.ITEM and tables.flat.items[entry.argument].terminal
+    ]
+    ops = tables.ops.copy()
+    ops[last] = ops[last] & 0x0FFFFFFF | OP_LAST_ITEM << 28
+    return ops
+
+
+def _slot_config(target: SlotConfig, slot: Slot, ids: int, bounds: int, rows: int) -> None:
+    tables = slot.plan.tables
+    if len(tables.state_classes) > MAX_STATES or len(tables.flat.space.masks) > MAX_MASKS:
+        raise CompileError(
+            f"{slot.plan.table}/{slot.plan.chain} exceeds the program's fixed limits",
+            hint=f"at most {MAX_MASKS} different masks that are no prefixes",
+        )
+    target.used = 1
+    target.forward = slot.plan.chain == "FORWARD"
+    target.groups = sum(axis.ends_group for axis in tables.axes)
+    target.states = len(tables.state_classes)
+    target.stateful = _stateful(tables.flat)
+    target.state_row = rows + tables.state_row_base
+    for axis in tables.axes:
+        a = target.axes[_AXIS_NUMBER[axis.field]]
+        a.kind = axis.kind
+        a.base = ids + axis.base
+        a.classes = axis.classes
+        a.combine = axis.combine
+        a.combine_base = ids + axis.combine_base
+        a.bounds_base = bounds + axis.bounds_base
+        a.bounds_count = axis.bounds_count
+        a.ends_group = axis.ends_group
+        a.row_base = rows + axis.row_base
+    target.mask_count = len(tables.flat.space.masks)
+    for index, (field, masked) in enumerate(tables.flat.space.masks):
+        m = target.masks[index]
+        m.axis = _AXIS_NUMBER[field]
+        for word in range(4):
+            m.mask[word] = masked.mask >> (96 - 32 * word) & 0xFFFFFFFF
+            m.value[word] = masked.value >> (96 - 32 * word) & 0xFFFFFFFF
+
+
+def _stateful(flat: FlatChain) -> bool:
+    """Whether some entry fails to apply in some state: then rows of states take part.
+
+    Entries that want fragments apply in none, see compiler.rows.
+    """
+    return any(entry.states != 31 or Field.FRAGMENT in entry.box for entry in flat.entries)
+
+
+def _padded(
+    parts: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.generic]]], multiple: int
+) -> U32:
+    whole = np.concatenate([np.zeros(0, np.uint32), *parts]).astype(np.uint32, copy=False)
+    return np.concatenate([whole, np.zeros(-len(whole) % multiple, np.uint32)])
+
+
+def _hash(entries: dict[int, int]) -> tuple[U64, U32]:
+    keys = np.array(list(entries.keys()), np.uint64)
+    return keys, np.array(list(entries.values()), np.uint32)

@@ -1,0 +1,359 @@
+"""The classifier: an image loaded into the kernel, to be run on frames or attached.
+
+Loading changes nothing on the host until `attach`. Closing drops everything that is not pinned.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from bpfilter.compiler.ir import Entry, Function
+from bpfilter.compiler.layout import Outcome
+from bpfilter.compiler.mark import MarkField
+from bpfilter.compiler.plan import Image, Slot
+from bpfilter.errors import KernelError
+from bpfilter.kernel import syscall
+from bpfilter.kernel.addresses import LocalRoute
+from bpfilter.kernel.arrays import MappedArray, fill
+from bpfilter.kernel.config import (
+    COUNT,
+    GENERATION,
+    RECORD,
+    RUNTIME,
+    SLOTS,
+    Config,
+    Mode,
+    Reason,
+    Trace,
+)
+from bpfilter.kernel.generation import Generation, legacy_hooks
+from bpfilter.kernel.libbpf import BpfObject
+from bpfilter.kernel.pack import Contents, pack
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "_templates"
+RECORDS = 1 << 16
+ITERATIONS = 8192
+_MAP_NAMES = ("runtime", "trace", "counters", "punts", "outcomes")
+_SKB_BYTES = 192
+_SKB_MARK = 8
+_FRAME = bytes.fromhex("ffffffffffff0200000000010800") + bytes(64)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The classifier's answer for one packet.
+
+    `final`: for every class of states, in order, the entry at which the walk ended; empty if no
+    walk was made. `function` is None where the residual has no code, or nothing was classified.
+    """
+
+    outcome: Outcome
+    reason: Reason
+    code: int = 0
+    slot: Slot | None = None
+    node: int = 0
+    final: tuple[int, ...] = ()
+    mark: int = 0
+    hits: int = 0
+
+    @property
+    def function(self) -> Function | None:
+        return None if self.slot is None else self.slot.transitions.functions.get(self.node)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The final entries themselves."""
+        if self.slot is None:
+            return ()
+        return tuple(self.slot.plan.flat.entries[index] for index in self.final)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to load an image.
+
+    `chain`: in FORCED mode, FORWARD or any other. `interfaces`: ifindex → name; packets of other
+    devices are punted where a rule asks for the in-interface. `out_interface`: the fixed name
+    for `-o`. `leased`, `generation`: decide only under a lease, only while the rules are as set.
+    """
+
+    mode: Mode = Mode.FORCED
+    chain: str = "INPUT"
+    interfaces: Mapping[int, str] | None = None
+    out_interface: str = ""
+    addresses: Sequence[LocalRoute] = ()
+    marking: MarkField | None = None
+    trace: Trace = Trace.OFF
+    leased: bool = False
+    generation: bool = False
+    counting: bool = True
+
+
+class Classifier:
+    """A loaded image; a context manager."""
+
+    def __init__(self, loaded: BpfObject, contents: Contents, options: Options) -> None:
+        self._object = loaded
+        self.contents = contents
+        self.options = options
+        self._stack = ExitStack()
+        self._stack.callback(loaded.close)
+        self._runtime = self._mapped("runtime", RUNTIME, 1)
+        self._records = self._mapped("trace", RECORD, _record_count(options.trace))
+
+    @classmethod
+    def load(cls, image: Image, options: Options | None = None) -> Classifier:
+        """Load an image; raises KernelError or VerifierRejected, and leaves nothing behind then."""
+        options = options or Options()
+        config = _config(options)
+        contents = pack(image, config)
+        loaded = BpfObject(TEMPLATES / "classifier.bpf.o")
+        try:
+            _size_maps(loaded, contents, options)
+            loaded.set_constants(".rodata.config", config)
+            if not options.generation:
+                loaded.skip_program("capture")
+            loaded.load()
+            _fill_maps(loaded, contents, options)
+            return cls(loaded, contents, options)
+        except BaseException:
+            loaded.close()
+            raise
+
+    @property
+    def fd(self) -> int:
+        """The program's file descriptor, valid until `close`."""
+        return self._object.program_fd("classifier")
+
+    def map_fd(self, name: str) -> int:
+        """A map's file descriptor, valid until `close`."""
+        return self._object.map_fd(name)
+
+    def run(self, frame: bytes) -> Result:
+        """Classify an Ethernet frame as if received on ifindex 1; needs `trace=Trace.LAST`.
+
+        The kernel refuses frames below 34 (IPv4) or 54 (IPv6) bytes: they are `TRUNCATED`.
+        """
+        context = bytes(_SKB_BYTES)
+        try:
+            ran = syscall.run_program(self.fd, _to_loopback(frame), context=context)
+        except syscall.KernelCallFailed as error:
+            if error.errno == errno.EINVAL and len(frame) < _shortest(frame):
+                return Result(Outcome.PUNT, Reason.TRUNCATED)
+            raise
+        (mark,) = struct.unpack_from("=I", ran.context, _SKB_MARK)
+        return self._result(self._records.cells[0], mark)
+
+    def run_many(self, frames: Iterable[bytes]) -> list[Result]:
+        """`run` for each frame, in order."""
+        return [self.run(frame) for frame in frames]
+
+    def record(self, number: int) -> Result | None:
+        """The last packet with this IPv4 ID or flow label, with `trace=Trace.BY_ID`."""
+        cell = self._records.cells[number]
+        return self._result(cell, int(cell["mark"])) if cell["hits"] else None
+
+    def clear_records(self) -> None:
+        """Forget all records."""
+        self._records.cells[:] = np.zeros(1, RECORD)
+
+    def _result(self, cell: np.void, mark: int) -> Result:
+        reason = Reason(int(cell["reason"]))
+        states = int(cell["states"])
+        slot = self.contents.slots[int(cell["slot"])] if states else None
+        return Result(
+            Outcome(int(cell["outcome"])),
+            reason,
+            int(cell["code"]),
+            slot,
+            int(cell["node"]),
+            tuple(int(entry) for entry in cell["final"][:states]),
+            mark,
+            int(cell["hits"]),
+        )
+
+    def measure(self, frames: Sequence[bytes], repeat: int = 1000) -> float:
+        """Mean ns per packet over the frames, each run `repeat` times in the kernel."""
+        times = [
+            syscall.run_program(self.fd, _to_loopback(frame), repeat=repeat).duration
+            for frame in frames
+        ]
+        return sum(times) / len(times)
+
+    def set_lease(self, valid_until: int) -> None:
+        """The program decides until then: CLOCK_MONOTONIC ns. 0 takes the lease away.
+
+        A time more than 60 s ahead counts as over.
+        """
+        self._runtime.cells["valid_until"] = valid_until
+
+    def set_out_interface(self, name: str) -> None:
+        """What `-o` sees from the next packet on."""
+        for index, slot in enumerate(self.contents.slots):
+            if slot is not None:
+                chosen = slot.plan.flat.space.interface_class(name)
+                self._runtime.cells["out_class"][0, index] = chosen
+
+    def observe_generation(self) -> Generation:
+        """The rules' present generation in this thread's network namespace."""
+        syscall.run_program(self._object.program_fd("capture"), _FRAME)
+        raw = syscall.map_lookup(self.map_fd("observed"), bytes(4), GENERATION.itemsize)
+        (seen,) = np.frombuffer(raw, GENERATION)
+        return Generation(int(seen["nft"]), (int(seen["legacy"][0]), int(seen["legacy"][1])))
+
+    def set_generation(self, generation: Generation) -> None:
+        """The program decides only while the rules are of this generation."""
+        self._runtime.cells["nft"] = generation.nft
+        self._runtime.cells["legacy"][0] = generation.legacy
+
+    def punts(self) -> dict[Reason, int]:
+        """Packets left to the original rules, by reason; reasons that did not occur are absent."""
+        totals = self._totals("punts", len(Reason))
+        return {
+            reason: int(totals["packets"][reason]) for reason in Reason if totals["packets"][reason]
+        }
+
+    def outcomes(self) -> dict[tuple[int, Outcome], int]:
+        """Packets decided, by slot and outcome."""
+        packets = self._totals("outcomes", SLOTS * len(Outcome))["packets"]
+        return {
+            (index // len(Outcome), Outcome(index % len(Outcome))): int(count)
+            for index, count in enumerate(packets)
+            if count
+        }
+
+    def counters(self) -> Mapping[int, np.ndarray[tuple[int, ...], np.dtype[np.void]]]:
+        """Per slot, an array [entries, 2] of packets and bytes.
+
+        Column 0: packets whose walk ends at the entry in every state. Column 1: those that end
+        there in some states only; which, iptables decides.
+        """
+        totals = self._totals("counters", self.contents.counters)
+        result: dict[int, np.ndarray[tuple[int, ...], np.dtype[np.void]]] = {}
+        for index, slot in enumerate(self.contents.slots):
+            if slot is not None:
+                base = self.contents.counter_bases[index]
+                size = 2 * len(slot.plan.tables.ops)
+                result[index] = totals[base : base + size].reshape(-1, 2)
+        return result
+
+    def _totals(self, name: str, entries: int) -> np.ndarray[tuple[int, ...], np.dtype[np.void]]:
+        cpus = possible_cpus()
+        raw = syscall.array_lookup_all(self.map_fd(name), max(entries, 1), cpus * COUNT.itemsize)
+        cells = np.frombuffer(raw, COUNT).reshape(-1, cpus)
+        totals = np.zeros(len(cells), COUNT)
+        for column in ("packets", "bytes"):
+            totals[column] = cells[column].sum(axis=1)
+        return totals
+
+    def _mapped(self, name: str, dtype: np.dtype[np.void], entries: int) -> MappedArray:
+        mapped = MappedArray(self.map_fd(name), dtype, entries)
+        self._stack.callback(mapped.close)
+        return mapped
+
+    def close(self) -> None:
+        """Let go of the program and its maps; what is attached or pinned stays."""
+        self._stack.close()
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def possible_cpus() -> int:
+    """How many values an element of a per-CPU map has."""
+    last = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")[-1]
+    return int(last.split("-")[-1]) + 1
+
+
+def _config(options: Options) -> Config:
+    hooks = legacy_hooks() if options.generation else {}
+    marking = options.marking
+    return Config(
+        mode=options.mode,
+        forced=options.chain == "FORWARD",
+        marking=marking is not None,
+        mark_mask=marking.mask if marking else 0,
+        mark_shift=marking.shift if marking else 0,
+        leased=options.leased,
+        generation=options.generation,
+        trace=options.trace,
+        counting=options.counting,
+        iterations=ITERATIONS,
+        legacy_hook4=hooks.get("ipt_do_table", 0),
+        legacy_hook6=hooks.get("ip6t_do_table", 0),
+    )
+
+
+def _record_count(trace: Trace) -> int:
+    return RECORDS if trace is Trace.BY_ID else 1
+
+
+def _size_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
+    loaded.set_map("ids", max_entries=len(contents.ids) // 16)
+    loaded.set_map("ops", max_entries=len(contents.ops) // 16)
+    loaded.set_map("bounds", max_entries=len(contents.bounds))
+    pitch = contents.rows.shape[1]
+    loaded.set_map("rows", max_entries=len(contents.rows), value_size=8 * pitch)
+    loaded.set_map("blocks", max_entries=len(contents.blocks))
+    loaded.set_map("nodes", max_entries=len(contents.nodes))
+    loaded.set_map("edges", max_entries=len(contents.edges[0]))
+    loaded.set_map("macs", max_entries=len(contents.macs[0]))
+    loaded.set_map("interfaces", max_entries=max(len(options.interfaces or {}), 64))
+    loaded.set_map("addresses", max_entries=max(2 * len(options.addresses), 1024))
+    loaded.set_map("trace", max_entries=_record_count(options.trace))
+    loaded.set_map("counters", max_entries=contents.counters if options.counting else 1)
+    loaded.set_map("punts", max_entries=len(Reason))
+    loaded.set_map("outcomes", max_entries=SLOTS * len(Outcome))
+
+
+def _fill_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
+    for name in ("ids", "bounds", "rows", "blocks", "ops", "nodes"):
+        fill(loaded.map_fd(name), getattr(contents, name))
+    for name in ("edges", "macs"):
+        keys, values = getattr(contents, name)
+        syscall.map_update_batch(loaded.map_fd(name), keys.tobytes(), values.tobytes(), len(keys))
+    runtime = np.zeros(1, RUNTIME)
+    for index, slot in enumerate(contents.slots):
+        if slot is not None:
+            space = slot.plan.flat.space
+            runtime["out_class"][0, index] = space.interface_class(options.out_interface)
+    fill(loaded.map_fd("runtime"), runtime)
+    for index, name in (options.interfaces or {}).items():
+        classes = [
+            slot.plan.flat.space.interface_class(name) if slot else 0 for slot in contents.slots
+        ]
+        syscall.map_update(
+            loaded.map_fd("interfaces"), struct.pack("=I", index), struct.pack("=4I", *classes)
+        )
+    for route in options.addresses:
+        syscall.map_update(loaded.map_fd("addresses"), route.key, struct.pack("=I", route.kind))
+
+
+def _to_loopback(frame: bytes) -> bytes:
+    """BPF_PROG_RUN receives on `lo`, whose address is all zero: else unicast is OTHERHOST."""
+    return frame if frame[:1] and frame[0] & 1 else bytes(6) + frame[6:]
+
+
+def _shortest(frame: bytes) -> int:
+    return 54 if frame[12:14] == b"\x86\xdd" else 34
+
+
+def no_program(error: KernelError) -> bool:
+    """Whether an error says that the templates are missing."""
+    return "classifier.bpf.o" in error.message and not TEMPLATES.exists()
