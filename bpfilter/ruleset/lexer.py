@@ -6,15 +6,18 @@ quote starts or ends a quoted part; inside it a backslash escapes the next chara
 
 from __future__ import annotations
 
+import re
+
 from bpfilter.errors import RulesetRefused
 
 _BLANK = frozenset(" \t\n")
+_BLANKS = re.compile(r"[^ \t\n]+")
 
 
 def split(line: str, *, source: str = "-", number: int | None = None) -> list[str]:
     """The words of a line. Raises RulesetRefused for a quote that is never closed."""
     if '"' not in line and "\\" not in line:
-        return line.split()
+        return _BLANKS.findall(line)
     words: list[str] = []
     word: list[str] = []
     quoted = escaped = started = False

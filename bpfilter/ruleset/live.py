@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bpfilter.errors import LiveReadError, RulesetRefused
+from bpfilter.ruleset.faithful import faithful
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_text
@@ -15,7 +16,8 @@ def read_live(family: Family, backend: Backend | None = None) -> Ruleset:
     """Read the rules that are in force, with counters.
 
     Both backends are looked at: packets pass through the rules of both, so rules in both are a
-    LiveReadError that the user has to resolve. Exit code 0 and a COMMIT per table are demanded.
+    LiveReadError that the user has to resolve. Exit code 0 and a COMMIT per table are demanded, and
+    that the text restores to the rules that are there.
     """
     found = {b: read_backend(family, b) for b in Backend if find(tool(family, b, "save"))}
     if not found:
@@ -41,9 +43,9 @@ def read_live(family: Family, backend: Backend | None = None) -> Ruleset:
                 f"{tool(family, backend, 'save')} is not installed",
                 hint="install the distribution's iptables package",
             )
-        return found[backend]
+        return faithful(found[backend])
     if populated:
-        return found[populated[0]]
+        return faithful(found[populated[0]])
     default = default_backend()
     return found.get(default) or next(iter(found.values()))
 
@@ -57,6 +59,14 @@ def read_backend(family: Family, backend: Backend) -> Ruleset:
             f"{name} failed with exit code {code}: {errors or 'no message'}",
             hint="run it as root; a table changed by native nft rules cannot be printed whole: "
             "see `nft list ruleset`",
+        )
+    foreign = [line for line in output.splitlines() if b"incompatible" in line and line[:1] == b"#"]
+    if foreign:
+        said = foreign[0].decode("utf-8", "backslashreplace").lstrip("# ")
+        raise LiveReadError(
+            f"{name} cannot print all rules: {said}",
+            hint="native nft rules share iptables' tables: move them to a table of their own "
+            "(`nft list ruleset` shows them)",
         )
     try:
         ruleset = read_text(output, source=name, family=family, backend=backend)
