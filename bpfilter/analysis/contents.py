@@ -29,6 +29,8 @@ class Entries:
         space = tables.flat.space
         self._mask_bits = [diagrams.masked(name, mask) for name, mask in reversed(space.masks)]
         self._columns: dict[tuple[int, bytes], Packets] = {}
+        self._partial: dict[tuple[int, int, bytes], Packets] = {}
+        self._sets: dict[tuple[Field, bytes], Packets] = {}
 
     def packets(self) -> list[Packets]:
         result: list[Packets] = []
@@ -65,15 +67,25 @@ class Entries:
         axis = group.axes[level]
         if level == 0:
             return self._values(axis, member)
-        fold = group.folds[level - 1]
-        inside = _lookup(fold, member)
-        parts = []
-        for classes, numbers in _products(inside):
-            rest = self._folded(group, level - 1, numbers)
-            parts.append(self._values(axis, classes) & rest)
-        return self._diagrams.union(parts)
+        key = (group.row_base, level, np.packbits(member).tobytes())
+        found = self._partial.get(key)
+        if found is None:
+            inside = _lookup(group.folds[level - 1], member)
+            parts = [
+                self._values(axis, classes) & self._folded(group, level - 1, numbers)
+                for classes, numbers in _products(inside)
+            ]
+            found = self._partial[key] = self._diagrams.union(parts)
+        return found
 
     def _values(self, axis: AxisMap, member: Bits) -> Packets:
+        key = (axis.field, np.packbits(member).tobytes())
+        found = self._sets.get(key)
+        if found is None:
+            found = self._sets[key] = self._build(axis, member)
+        return found
+
+    def _build(self, axis: AxisMap, member: Bits) -> Packets:
         values = axis.values(member)
         if axis.field is Field.MASKS:
             return self._masks(values)
@@ -92,27 +104,30 @@ class Entries:
 
 
 def _lookup(fold: Classes, member: Bits) -> Bits:
-    known = (fold >= 0) & (fold < len(member))
-    return np.where(known, member[np.where(known, fold, 0)], False) if len(member) else known
+    # A place that the fold does not have is -1, the element that is appended.
+    inside: Bits = np.append(member, False)[fold]
+    return inside
 
 
 def _products(inside: Bits) -> list[tuple[Bits, Bits]]:
     """A bit matrix [number, class] as a union of products (classes, numbers)."""
-    numbers: Bits = np.any(inside, axis=1)
-    if not numbers.any():
-        return []
-    classes: Bits = np.any(inside, axis=0)
-    if int(inside.sum()) == int(numbers.sum()) * int(classes.sum()):
-        return [(classes, numbers)]
-    patterns: dict[bytes, list[int]] = {}
     packed = np.packbits(inside, axis=1)
-    for number in np.flatnonzero(numbers).tolist():
+    some = np.flatnonzero(np.any(packed, axis=1))
+    if not len(some):
+        return []
+    first = packed[some[0]]
+    if np.array_equal(packed[some], np.broadcast_to(first, (len(some), len(first)))):
+        held = np.zeros(len(inside), dtype=np.bool_)
+        held[some] = True
+        return [(inside[some[0]], held)]
+    patterns: dict[bytes, list[int]] = {}
+    for number in some.tolist():
         patterns.setdefault(packed[number].tobytes(), []).append(number)
     result = []
-    for chosen in patterns.values():
+    for numbers in patterns.values():
         held = np.zeros(len(inside), dtype=np.bool_)
-        held[chosen] = True
-        result.append((inside[chosen[0]], held))
+        held[numbers] = True
+        result.append((inside[numbers[0]], held))
     return result
 
 

@@ -25,6 +25,7 @@ _COLUMN = {name: column for column, name in enumerate(_FIELDS)}
 _TOP = (1 << 64) - 1
 
 Part = tuple[Alternatives, ...]
+Rows = npt.NDArray[np.intp]
 
 
 class Hulls:
@@ -55,20 +56,17 @@ class Hulls:
                 self._low[row, column] = max(int(self._low[row, column]), low)
                 self._high[row, column] = min(int(self._high[row, column]), high)
 
-    def earlier(self, row: int, usable: npt.NDArray[np.bool_]) -> list[int]:
+    def earlier(self, row: int, usable: npt.NDArray[np.bool_]) -> Rows:
         """Usable rows before `row` that may share packets with it, in order."""
-        chosen = usable[:row].copy()
+        found = np.flatnonzero(usable[:row])
         for column in range(len(_FIELDS)):
-            chosen &= self._low[:row, column] <= self._high[row, column]
-            chosen &= self._high[:row, column] >= self._low[row, column]
-        found: list[int] = np.flatnonzero(chosen).tolist()
+            low, high = self._low[row, column], self._high[row, column]
+            if low > 0 or high < _TOP:
+                apart = (self._low[found, column] > high) | (self._high[found, column] < low)
+                found = found[~apart]
         return found
 
-    def enclosing(self, row: int, usable: npt.NDArray[np.bool_]) -> list[int]:
-        """Usable rows before `row` whose ranges enclose its own, in order."""
-        chosen = usable[:row].copy()
-        for column in range(len(_FIELDS)):
-            chosen &= self._low[:row, column] <= self._low[row, column]
-            chosen &= self._high[:row, column] >= self._high[row, column]
-        found: list[int] = np.flatnonzero(chosen).tolist()
-        return found
+    def enclosing(self, row: int, rows: Rows) -> Rows:
+        """Those of `rows` whose ranges enclose the ones of `row`."""
+        wide = (self._low[rows] <= self._low[row]) & (self._high[rows] >= self._high[row])
+        return rows[np.all(wide, axis=1)]

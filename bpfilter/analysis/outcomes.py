@@ -49,13 +49,18 @@ class OutcomeMap:
 
 
 class Outcomes:
-    """Builds outcome maps; numbers the sequences of items, 0 being the empty one."""
+    """Builds outcome maps; numbers the sequences of items, 0 being the empty one.
+
+    A sequence is kept as its first item and the number of the rest: they grow by one item at a
+    time, and can have thousands.
+    """
 
     def __init__(self, diagrams: Diagrams) -> None:
         self._diagrams = diagrams
         self._bits = diagrams.outcome
-        self._numbers: dict[tuple[Item, ...], int] = {(): 0}
-        self._sequences: list[tuple[Item, ...]] = [()]
+        self._items: dict[Item, int] = {}
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._sequences: list[tuple[Item, int] | None] = [None]
         self._leaves: dict[int, Relation] = {}
         self._maps: dict[Trace, OutcomeMap] = {}
 
@@ -65,7 +70,10 @@ class Outcomes:
         if found is None:
             index = _VERDICTS.index(trace.verdict)
             true, false = self._diagrams.true, self._diagrams.false
-            items = self._leaf(self._number(trace.items))
+            number = 0
+            for item in reversed(trace.items):
+                number = self._number(item, number)
+            items = self._leaf(number)
             found = OutcomeMap(true if index & 2 else false, true if index & 1 else false, items)
             self._maps[trace] = found
         return found
@@ -82,7 +90,7 @@ class Outcomes:
         """Pass `item` first for the given packets, then go on as before; PUNT stays PUNT."""
         going = behind.high.imp_strict(packets) | (packets & behind.low)
         part = behind.items & going
-        changes = {old: self._number((item, *self._sequences[old])) for old in self._present(part)}
+        changes = {old: self._number(item, old) for old in self._present(part)}
         if not changes:
             return behind
         if len(changes) == 1:
@@ -106,20 +114,28 @@ class Outcomes:
             related = outcome.items & part
             present = self._present(related)
             if len(present) == 1:
-                yield Trace(self._sequences[present[0]], verdict), part
+                yield Trace(self._sequence(present[0]), verdict), part
                 continue
             for number, held in self._split(related, 0, 0):
-                yield Trace(self._sequences[number], verdict), held
+                yield Trace(self._sequence(number), verdict), held
 
-    def _number(self, items: tuple[Item, ...]) -> int:
-        number = self._numbers.get(items)
+    def _number(self, item: Item, rest: int) -> int:
+        key = (self._items.setdefault(item, len(self._items)), rest)
+        number = self._numbers.get(key)
         if number is None:
             number = len(self._sequences)
             if number >> len(self._bits):
                 raise LimitReached("numbers for different residuals")
-            self._numbers[items] = number
-            self._sequences.append(items)
+            self._numbers[key] = number
+            self._sequences.append((item, rest))
         return number
+
+    def _sequence(self, number: int) -> tuple[Item, ...]:
+        items = []
+        while (link := self._sequences[number]) is not None:
+            items.append(link[0])
+            number = link[1]
+        return tuple(items)
 
     def _leaf(self, number: int) -> Relation:
         found = self._leaves.get(number)

@@ -169,11 +169,12 @@ class _Reach:
         """Add the rules that keep `packets` from a place, in its chain and before jumps to it."""
         rules = self.chains[place.chain].rules
         hulls, taking = self._hulls(place.chain)
-        for index in hulls.enclosing(place.number - 1, taking):
+        earlier = hulls.earlier(place.number - 1, taking)
+        for index in hulls.enclosing(place.number - 1, earlier).tolist():
             if not self._takes(rules[index]).imp_strict(packets).satisfiable():
                 found[rules[index].ref] = None
                 return
-        for index in hulls.earlier(place.number - 1, taking):
+        for index in earlier.tolist():
             if not packets.satisfiable():
                 return
             rest = self._takes(rules[index]).imp_strict(packets)
