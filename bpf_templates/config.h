@@ -64,8 +64,9 @@ enum outcome {
 };
 
 enum mode {
-	MODE_FORCED,	 /* the chain is given: eval and lab */
+	MODE_FORCED,	 /* the chain is given */
 	MODE_LIVE_INPUT, /* unicast to a local address takes the first chain, all else is punted */
+	MODE_EVAL,	 /* the chain is given, and frames come from BPF_PROG_RUN */
 };
 
 enum trace_mode {

@@ -7,6 +7,7 @@
 
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
@@ -15,6 +16,7 @@
 #include <bpf/bpf_helpers.h>
 #include "config.h"
 #include "kernel_types.h"
+#include "maps.h"
 
 #define IPV4_FRAGMENT	      0x3fff /* more fragments, or an offset */
 #define MAX_EXTENSIONS	      4
@@ -41,6 +43,7 @@ struct packet {
 	__u8 ttl;
 	__u8 tos;
 	__u8 version; /* 4, 6; 0 until known */
+	__u8 packet_type;
 };
 
 /* Bytes from the linear part, or through the helper where a driver left them in fragments. */
@@ -195,6 +198,17 @@ static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, struct pack
 	return reason ? reason : parse_transport(skb, p, offset);
 }
 
+/* BPF_PROG_RUN receives on `lo`, whose broadcast address is not Ethernet's. */
+static __always_inline __u32 packet_type(struct __sk_buff *skb)
+{
+	__u16 to[3];
+
+	if (config.mode == MODE_EVAL && !load(skb, 0, to, sizeof(to)) &&
+	    (to[0] & to[1] & to[2]) == 0xffff)
+		return PACKET_BROADCAST;
+	return skb->pkt_type;
+}
+
 /* Where the IP header begins: 14, or 0 for what was received without an Ethernet header (looped
  * back multicast on any device, layer 3 devices).
  */
@@ -203,7 +217,8 @@ static __always_inline enum reason parse(struct __sk_buff *skb, struct packet *p
 	struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
 
 	p->network = (__u16)(kernel->network_header - kernel->mac_header);
-	if (skb->pkt_type > 2)
+	p->packet_type = packet_type(skb);
+	if (p->packet_type > PACKET_MULTICAST)
 		return REASON_OTHERHOST;
 	if (skb->vlan_present)
 		return REASON_VLAN;

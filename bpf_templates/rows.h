@@ -157,7 +157,7 @@ static __always_inline __u32 axis_value(struct __sk_buff *skb, const struct pack
 	case TOS:
 		return p->tos;
 	case PACKET_TYPE:
-		return skb->pkt_type;
+		return p->packet_type;
 	case SOURCE_TYPE:
 		return address_type(p, p->source);
 	case DESTINATION_TYPE:

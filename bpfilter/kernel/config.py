@@ -21,8 +21,9 @@ _u64 = ctypes.c_uint64
 class Mode(IntEnum):
     """How the program finds the chain."""
 
-    FORCED = 0  # it is told: eval and lab
+    FORCED = 0  # it is told
     LIVE_INPUT = 1  # INPUT for unicast to an address of the local table; all else is punted
+    EVAL = 2  # it is told, and frames come through `Classifier.run`
 
 
 class Trace(IntEnum):

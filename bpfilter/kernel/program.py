@@ -80,12 +80,12 @@ class Result:
 class Options:
     """How to load an image.
 
-    `chain`: in FORCED mode, FORWARD or any other. `interfaces`: ifindex → name; packets of other
+    `chain`: in modes FORCED and EVAL, FORWARD or any other. `interfaces`: ifindex → name; packets of other
     devices are punted where a rule asks for the in-interface. `out_interface`: the fixed name
     for `-o`. `leased`, `generation`: decide only under a lease, only while the rules are as set.
     """
 
-    mode: Mode = Mode.FORCED
+    mode: Mode = Mode.EVAL
     chain: str = "INPUT"
     interfaces: Mapping[int, str] | None = None
     out_interface: str = ""
@@ -194,6 +194,10 @@ class Classifier:
         A time more than 60 s ahead counts as over.
         """
         self._runtime.cells["valid_until"] = valid_until
+
+    def set_interface(self, index: int, name: str) -> None:
+        """The device `index` bears this name, from the next packet on."""
+        _write_interface(self.map_fd("interfaces"), self.contents, index, name)
 
     def set_out_interface(self, name: str) -> None:
         """What `-o` sees from the next packet on."""
@@ -335,14 +339,14 @@ def _fill_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
             runtime["out_class"][0, index] = space.interface_class(options.out_interface)
     fill(loaded.map_fd("runtime"), runtime)
     for index, name in (options.interfaces or {}).items():
-        classes = [
-            slot.plan.flat.space.interface_class(name) if slot else 0 for slot in contents.slots
-        ]
-        syscall.map_update(
-            loaded.map_fd("interfaces"), struct.pack("=I", index), struct.pack("=4I", *classes)
-        )
+        _write_interface(loaded.map_fd("interfaces"), contents, index, name)
     for route in options.addresses:
         syscall.map_update(loaded.map_fd("addresses"), route.key, struct.pack("=I", route.kind))
+
+
+def _write_interface(fd: int, contents: Contents, index: int, name: str) -> None:
+    classes = [slot.plan.flat.space.interface_class(name) if slot else 0 for slot in contents.slots]
+    syscall.map_update(fd, struct.pack("=I", index), struct.pack("=4I", *classes))
 
 
 def _to_loopback(frame: bytes) -> bytes:
@@ -352,8 +356,3 @@ def _to_loopback(frame: bytes) -> bytes:
 
 def _shortest(frame: bytes) -> int:
     return 54 if frame[12:14] == b"\x86\xdd" else 34
-
-
-def no_program(error: KernelError) -> bool:
-    """Whether an error says that the templates are missing."""
-    return "classifier.bpf.o" in error.message and not TEMPLATES.exists()
