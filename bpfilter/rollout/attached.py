@@ -17,6 +17,7 @@ from pyroute2 import IPRoute, NetlinkError
 
 from bpfilter.kernel.syscall import BPF_TCX_INGRESS, LINK_DETACH, KernelCallFailed, bpf, object_info
 
+PROGRAM_NAME = "classifier"
 _PROG_GET_FD_BY_ID, _LINK_GET_FD_BY_ID, _PROG_QUERY = 13, 30, 16
 _NAME_OFFSET, _NAME_BYTES = 64, 16
 _MOST = 64
@@ -34,6 +35,10 @@ class Attached:
     link: int | None
     handle: int = 0
     priority: int = 0
+
+    @property
+    def ours(self) -> bool:
+        return self.program == PROGRAM_NAME
 
     def __str__(self) -> str:
         return f"program {self.program} at {self.interface}"

@@ -28,6 +28,15 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """What the program counted of one chain: per entry, and packets as in `ShadowReport`."""
+
+    entries: Sequence[Bounds]
+    decided: int
+    walked: int
+
+
+@dataclass(frozen=True, slots=True)
 class RuleCount:
     """One terminal rule over one period: the program's bounds and iptables' own count."""
 
@@ -42,14 +51,16 @@ class RuleCount:
 
 @dataclass(frozen=True, slots=True)
 class ShadowReport:
-    """`decided`: packets the program decided. `judged`: packets that reached the chain.
+    """`decided`: packets the program decided; `walked`: also those it counted but had to punt.
 
-    `left_out`: rules not compared. `diverted`: packets that a dynamic rule ended.
+    `judged`: packets that reached the chain. `diverted`: those that a dynamic rule ended.
+    `left_out`: rules not compared.
     """
 
     rules: tuple[RuleCount, ...]
     left_out: int
     decided: int
+    walked: int
     judged: int
     diverted: int
 
@@ -59,7 +70,7 @@ class ShadowReport:
 
     @property
     def lost(self) -> int:
-        return max(self.decided - self.judged, 0)
+        return max(self.walked - self.judged, 0)
 
     @property
     def mismatches(self) -> tuple[RuleCount, ...]:
@@ -79,13 +90,11 @@ class ShadowReport:
         )
 
 
-def compare(
-    before: Ruleset, after: Ruleset, chain: ChainPlan, entries: Sequence[Bounds], decided: int
-) -> ShadowReport:
+def compare(before: Ruleset, after: Ruleset, chain: ChainPlan, counted: Counted) -> ShadowReport:
     """Compare one period of one chain.
 
-    `before`, `after`: the ruleset with its counters at both ends. `entries`: what the program
-    counted at each entry of `chain.flat` in between.
+    `before`, `after`: the ruleset with its counters at both ends. `counted`: what the program
+    counted in between.
     """
     table = after.tables[chain.table]
     others = {
@@ -94,7 +103,7 @@ def compare(
         if other.policy is not None and name != chain.chain
         for reached in _reach(table, name)
     }
-    bounds = _by_rule(chain, entries)
+    bounds = _by_rule(chain, counted.entries)
     conditional = {item.rule for item in chain.flat.items if not item.terminal}
     counts, left_out, judged, diverted = [], 0, 0, 0
     reach = _reach(table, chain.chain)
@@ -109,7 +118,7 @@ def compare(
             diverted += delta
         else:
             counts.append(RuleCount(ref, bounds.get(ref, Bounds(0, 0)), delta))
-    return ShadowReport(tuple(counts), left_out, decided, judged, diverted)
+    return ShadowReport(tuple(counts), left_out, counted.decided, counted.walked, judged, diverted)
 
 
 def judged(ruleset: Ruleset, table: str, chain: str) -> int:

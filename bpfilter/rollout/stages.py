@@ -142,18 +142,16 @@ class Rollout:
         """Compare counters since the shadow stage began, one report per chain."""
         if self.stage is not Stage.SHADOW or self.prepared is None or self._program is None:
             raise RolloutError("counters are compared in the shadow stage only")
-        counted = self._program.counters()
+        counted = [self._program.counted(chain) for _, chain in self.prepared.chains()]
         after = self.prepared.count()
         return [
-            compare(
-                self._counted_from[plan.family],
-                after[plan.family],
-                chain,
-                counted[slot].entries,
-                counted[slot].decided,
-            )
-            for slot, (plan, chain) in enumerate(self.prepared.chains())
+            compare(self._counted_from[plan.family], after[plan.family], chain, numbers)
+            for (plan, chain), numbers in zip(self.prepared.chains(), counted, strict=True)
         ]
+
+    def decided(self) -> int:
+        """Packets that the loaded program decided, or in shadow would have decided."""
+        return 0 if self._program is None else self._program.decided()
 
     def rollback(self) -> None:
         """Back to off from any stage; does nothing where there is nothing."""
@@ -243,6 +241,12 @@ class Rollout:
         for name, index in self._links.items():
             if host.link_index(name) != index:
                 return f"interface {name} is gone or was renamed"
-        if self._program is not None and not self._program.attached():
-            return "our program is no longer attached"
+        if self._program is not None:
+            if not self._program.attached():
+                return "our program is no longer attached"
+            if self._program.addresses_changed():
+                return "the host's addresses changed"
+            foreign = self._program.foreign() if self.mark is not None else ()
+            if foreign:
+                return f"foreign {foreign[0]} could forge marks"
         return self._drift()

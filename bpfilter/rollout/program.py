@@ -1,0 +1,102 @@
+"""One generation of the loaded program at the ingress of the chosen interfaces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from bpfilter.compiler.layout import Outcome
+from bpfilter.compiler.mark import MarkField
+from bpfilter.compiler.plan import ChainPlan, Image
+from bpfilter.kernel.addresses import LocalRoute, read_local_table
+from bpfilter.kernel.config import Mode, Reason
+from bpfilter.kernel.program import Classifier, Options
+from bpfilter.kernel.syscall import BPF_TCX_INGRESS, link_create
+from bpfilter.rollout.attached import Attached, attached
+from bpfilter.rollout.shadow import Bounds, Counted
+
+_WALKED = (Reason.RULE, Reason.NO_CODE)
+
+
+class Program:
+    """Loaded without a lease, so it decides nothing until it gets one."""
+
+    def __init__(
+        self, classifier: Classifier, links: Mapping[str, int], addresses: Sequence[LocalRoute]
+    ) -> None:
+        self._classifier = classifier
+        self._links = links
+        self._addresses = frozenset(addresses)
+        self._stack = ExitStack()
+        self._stack.callback(classifier.close)
+
+    @classmethod
+    def load(cls, image: Image, links: Mapping[str, int], mark: MarkField | None) -> Program:
+        """Load for these interfaces (name → index); without a mark field it only counts.
+
+        It decides only while the kernel's rules are of the generation of this moment.
+        """
+        addresses = read_local_table()
+        options = Options(
+            mode=Mode.LIVE_INPUT,
+            interfaces={index: name for name, index in links.items()},
+            addresses=addresses,
+            marking=mark,
+            leased=True,
+            generation=True,
+        )
+        classifier = Classifier.load(image, options)
+        try:
+            classifier.set_generation(classifier.observe_generation())
+        except BaseException:
+            classifier.close()
+            raise
+        return cls(classifier, links, addresses)
+
+    def attach(self) -> None:
+        """Attach at every interface's TC ingress; on an error nothing stays attached."""
+        for index in self._links.values():
+            link = link_create(self._classifier.fd, index, BPF_TCX_INGRESS)
+            self._stack.callback(os.close, link)
+
+    def attached(self) -> bool:
+        """Whether the program is still at all its interfaces."""
+        ours = {found.interface for found in attached(tuple(self._links)) if found.ours}
+        return ours == set(self._links)
+
+    def foreign(self) -> tuple[Attached, ...]:
+        """Programs of others at the same interfaces: they could forge or overwrite marks."""
+        return tuple(found for found in attached(tuple(self._links)) if not found.ours)
+
+    def addresses_changed(self) -> bool:
+        """Whether the host's local addresses are no longer those the program knows."""
+        return frozenset(read_local_table()) != self._addresses
+
+    def set_lease(self, valid_until: int) -> None:
+        """See `Classifier.set_lease`."""
+        self._classifier.set_lease(valid_until)
+
+    def decided(self) -> int:
+        """Packets that got a code, of all chains."""
+        return sum(n for (_, kind), n in self._classifier.outcomes().items() if kind)
+
+    def punted(self) -> Mapping[Reason, int]:
+        """Packets left to the original rules, by reason."""
+        return self._classifier.punts()
+
+    def counted(self, chain: ChainPlan) -> Counted:
+        """What was counted of one chain since loading."""
+        slots = self._classifier.contents.slots
+        slot = next(i for i, held in enumerate(slots) if held is not None and held.plan is chain)
+        packets = self._classifier.counters()[slot]["packets"]
+        entries = [Bounds(int(certain), int(certain + some)) for certain, some in packets]
+        outcomes = self._classifier.outcomes()
+        decided = sum(outcomes.get((slot, kind), 0) for kind in Outcome if kind)
+        punts = self._classifier.punts()
+        walked = decided + sum(punts.get(reason, 0) for reason in _WALKED)
+        return Counted(entries, decided, walked)
+
+    def close(self) -> None:
+        """Detach everywhere and let go of the program and its maps."""
+        self._stack.close()

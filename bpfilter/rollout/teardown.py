@@ -1,0 +1,79 @@
+"""Removing everything of ours from the current network namespace, and proving that it is gone.
+
+Works from what stands there: chains and rules by their names in both backends, programs by what
+the kernel says is attached. The journal is only removed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bpfilter.rollout.attached import Attached, attached, detach
+from bpfilter.rollout.journal import Journal
+from bpfilter.rollout.tables import Tables
+from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.model import Backend
+from bpfilter.ruleset.tools import find, tool
+
+_STOP_SECONDS = 15.0
+
+
+def stop_daemon(directory: Path) -> int | None:
+    """End this namespace's daemon, which rolls back; its process id, or None if there is none."""
+    if not (directory / "journal.sqlite").exists():
+        return None
+    with Journal(directory) as journal:
+        pid = journal.daemon()
+        if pid is None:
+            return None
+        os.kill(pid, signal.SIGTERM)
+        end = time.monotonic() + _STOP_SECONDS
+        while journal.daemon() is not None:
+            if time.monotonic() > end:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+    return pid
+
+
+def teardown(directory: Path | None = None) -> tuple[str, ...]:
+    """Remove what is ours, programs first; says what was removed. Idempotent."""
+    removed = []
+    for found in _programs():
+        detach(found)
+        removed.append(str(found))
+    for tables in _all_tables():
+        present = tables.leftovers()
+        if tables.clear():
+            removed.append(
+                f"{len(present.chains)} chains and {len(present.jumps)} rules of"
+                f" {tables.family} iptables-{tables.backend}"
+            )
+    if directory is not None and (directory / "journal.sqlite").exists():
+        Journal(directory).remove()
+        removed.append(f"journal {directory}")
+    return tuple(removed)
+
+
+def remains() -> tuple[str, ...]:
+    """What of ours stands in this network namespace, by asking the kernel; empty if nothing."""
+    tables = (
+        f"{name} in {each.family} iptables-{each.backend}"
+        for each in _all_tables()
+        for name in each.leftovers().chains
+    )
+    return (*map(str, _programs()), *tables)
+
+
+def _programs() -> tuple[Attached, ...]:
+    return tuple(found for found in attached() if found.ours)
+
+
+def _all_tables() -> Iterator[Tables]:
+    for backend in Backend:
+        for family in Family:
+            if find(tool(family, backend, "save")) is not None:
+                yield Tables(family, backend)
