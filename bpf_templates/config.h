@@ -37,14 +37,6 @@ enum axis_name {
 	MASKS,
 };
 
-enum axis_kind {
-	AXIS_UNUSED,
-	AXIS_DIRECT,
-	AXIS_TRIE4,
-	AXIS_BOUNDS6,
-	AXIS_MAC,
-};
-
 /* OpKind of bpfilter/compiler/ir.py; the loader turns items that are terminal into OP_LAST_ITEM. */
 enum op_kind {
 	OP_ACCEPT = 1,
@@ -101,14 +93,11 @@ enum reason {
 };
 
 struct axis {
-	__u32 kind;
 	__u32 base; /* in `ids` */
 	__u32 classes;
-	__u32 combine;
 	__u32 combine_base; /* in `ids` */
 	__u32 bounds_base;  /* in `bounds` */
 	__u32 bounds_count;
-	__u32 ends_group;
 	__u32 row_base; /* in `rows` */
 };
 
@@ -121,7 +110,10 @@ struct masked {
 
 struct slot {
 	__u32 used;
-	__u32 forward; /* the TTL is seen after the decrement */
+	__u32 forward;	 /* the TTL is seen after the decrement */
+	__u32 axes_used; /* bit n: axis n; what kind it is follows from its field and family */
+	__u32 axes_combine;
+	__u32 axes_last; /* of their group */
 	__u32 groups;
 	__u32 states;
 	__u32 stateful; /* some entry does not hold in every state */

@@ -46,17 +46,29 @@ struct packet {
 	__u8 packet_type;
 };
 
-/* Bytes from the linear part, or through the helper where a driver left them in fragments. */
-static __always_inline int load(struct __sk_buff *skb, __u32 offset, void *to, const __u32 size)
-{
-	void *from = (void *)(long)skb->data + offset;
+/* Copies *to from the linear part, or through the helper where a driver left it in fragments.
+ * A macro, so that the type's alignment is known: clang would copy unaligned bytes one by one.
+ */
+#define LOAD(skb, offset, to)                                                             \
+	({                                                                                \
+		const typeof(*(to)) *from = (void *)(long)(skb)->data + (offset);         \
+		int failed = 0;                                                           \
+                                                                                          \
+		if ((void *)(from + 1) <= (void *)(long)(skb)->data_end)                  \
+			*(to) = *from;                                                    \
+		else                                                                      \
+			failed = bpf_skb_load_bytes(skb, offset, to, sizeof(*(to))) != 0; \
+		failed;                                                                   \
+	})
 
-	if (from + size <= (void *)(long)skb->data_end) {
-		__builtin_memcpy(to, from, size);
-		return 0;
-	}
-	return bpf_skb_load_bytes(skb, offset, to, size);
-}
+struct ports {
+	__be16 source;
+	__be16 destination;
+};
+
+struct mac {
+	__be16 words[3];
+};
 
 /* Ports, flags and types; a header that iptables would find incomplete is left to it. */
 static __always_inline enum reason parse_transport(struct __sk_buff *skb, struct packet *p,
@@ -64,8 +76,8 @@ static __always_inline enum reason parse_transport(struct __sk_buff *skb, struct
 {
 	const __u32 available = p->end - offset;
 	__u32 needed = 0;
-	__u16 ports[2];
-	__u8 type[2];
+	struct ports ports;
+	__be16 type;
 
 	switch (p->protocol) {
 	case IPPROTO_TCP:
@@ -83,20 +95,20 @@ static __always_inline enum reason parse_transport(struct __sk_buff *skb, struct
 	case IPPROTO_ICMPV6:
 		if ((p->protocol == IPPROTO_ICMP) != (p->version == 4))
 			return REASON_NONE;
-		if (available < 8 || load(skb, offset, type, sizeof(type)))
+		if (available < 8 || LOAD(skb, offset, &type))
 			return REASON_TRUNCATED;
-		p->icmp_type = type[0] << 8 | type[1];
+		p->icmp_type = bpf_ntohs(type);
 		return REASON_NONE;
 	default:
 		return REASON_NONE;
 	}
 	if (available < needed)
 		return REASON_TRUNCATED;
-	if (load(skb, offset, ports, sizeof(ports)))
+	if (LOAD(skb, offset, &ports))
 		return REASON_TRUNCATED;
-	p->source_port = bpf_ntohs(ports[0]);
-	p->destination_port = bpf_ntohs(ports[1]);
-	if (p->protocol == IPPROTO_TCP && load(skb, offset + 13, &p->tcp_flags, 1))
+	p->source_port = bpf_ntohs(ports.source);
+	p->destination_port = bpf_ntohs(ports.destination);
+	if (p->protocol == IPPROTO_TCP && LOAD(skb, offset + 13, &p->tcp_flags))
 		return REASON_TRUNCATED;
 	return REASON_NONE;
 }
@@ -106,7 +118,7 @@ static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, struct pack
 	struct iphdr header;
 	__u32 length;
 
-	if (load(skb, p->network, &header, sizeof(header)))
+	if (LOAD(skb, p->network, &header))
 		return REASON_TRUNCATED;
 	if (header.version != 4 || header.ihl < 5)
 		return REASON_MALFORMED;
@@ -176,7 +188,7 @@ static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, struct pack
 	__u32 offset = p->network + sizeof(header);
 	enum reason reason;
 
-	if (load(skb, p->network, &header, sizeof(header)))
+	if (LOAD(skb, p->network, &header))
 		return REASON_TRUNCATED;
 	if (header.version != 6)
 		return REASON_MALFORMED;
@@ -201,10 +213,10 @@ static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, struct pack
 /* BPF_PROG_RUN receives on `lo`, whose broadcast address is not Ethernet's. */
 static __always_inline __u32 packet_type(struct __sk_buff *skb)
 {
-	__u16 to[3];
+	struct mac to;
 
-	if (config.mode == MODE_EVAL && !load(skb, 0, to, sizeof(to)) &&
-	    (to[0] & to[1] & to[2]) == 0xffff)
+	if (config.mode == MODE_EVAL && !LOAD(skb, 0, &to) &&
+	    (to.words[0] & to.words[1] & to.words[2]) == 0xffff)
 		return PACKET_BROADCAST;
 	return skb->pkt_type;
 }

@@ -104,14 +104,14 @@ static __always_inline __u32 bounds6_class(const __u32 slot, const __u32 n, cons
 static __always_inline __u32 mac_class(struct __sk_buff *skb, const struct packet *p,
 				       const __u32 slot)
 {
-	__u8 address[ETH_ALEN];
+	struct mac address;
 	const __u32 *value;
 	__u64 key = slot;
 
-	if (load(skb, ETH_ALEN, address, sizeof(address)))
+	if (LOAD(skb, ETH_ALEN, &address))
 		return MISSING;
-	for (__u32 i = 0; i < ETH_ALEN; i++)
-		key = key << 8 | address[i];
+	for (__u32 i = 0; i < 3; i++)
+		key = key << 16 | bpf_ntohs(address.words[i]);
 	value = bpf_map_lookup_elem(&macs, &key);
 	return number_at(&ids, AXIS(slot, MAC_SOURCE).base + (value ? *value : 0));
 }
@@ -195,6 +195,10 @@ static __always_inline enum reason missing(const __u32 n)
 static __always_inline enum reason select_rows(struct __sk_buff *skb, const struct packet *p,
 					       const __u32 slot, const __u64 **selected)
 {
+	/* Read once: what the verifier knows to be constant still costs a load each time. */
+	const __u32 used = config.slots[slot].axes_used;
+	const __u32 combine = config.slots[slot].axes_combine;
+	const __u32 last = config.slots[slot].axes_last;
 	__u32 combined = 0;
 	__u32 group = 0;
 
@@ -202,21 +206,21 @@ static __always_inline enum reason select_rows(struct __sk_buff *skb, const stru
 	for (__u32 n = 0; n < AXES; n++) {
 		__u32 id;
 
-		if (AXIS(slot, n).kind == AXIS_UNUSED)
+		if (!(used & 1 << n))
 			continue;
 		if (n == MAC_SOURCE && p->network != ETH_HLEN)
 			return REASON_NO_ETHERNET;
 		id = axis_class(skb, p, slot, n);
 		if (id == MISSING)
 			return missing(n);
-		if (AXIS(slot, n).combine) {
+		if (combine & 1 << n) {
 			id = number_at(&ids, AXIS(slot, n).combine_base +
 						     combined * AXIS(slot, n).classes + id);
 			if (id == MISSING)
 				return REASON_LOOKUP;
 		}
 		combined = id;
-		if (!AXIS(slot, n).ends_group)
+		if (!(last & 1 << n))
 			continue;
 		if (group >= MAX_GROUPS)
 			return REASON_LOOKUP;

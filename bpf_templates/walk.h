@@ -230,7 +230,9 @@ static __always_inline enum reason walk_states(struct walk *w, const __u32 slot,
 		w->leaf = 0;
 		w->ended = 0;
 		w->summary = and_summary(w, slot, 0);
-		steps(w, slot);
+		/* Most packets' walks are one step long. */
+		if (!step(w, slot))
+			steps(w, slot);
 		if (!w->ended)
 			return REASON_LONG_WALK;
 		final[state] = w->entry;

@@ -63,14 +63,11 @@ class Axis(ctypes.Structure):
     _fields_ = tuple(
         (name, _u32)
         for name in (
-            "kind",
             "base",
             "classes",
-            "combine",
             "combine_base",
             "bounds_base",
             "bounds_count",
-            "ends_group",
             "row_base",
         )
     )
@@ -87,6 +84,9 @@ class SlotConfig(ctypes.Structure):
             for name in (
                 "used",
                 "forward",
+                "axes_used",
+                "axes_combine",
+                "axes_last",
                 "groups",
                 "states",
                 "stateful",

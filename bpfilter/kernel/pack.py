@@ -165,15 +165,16 @@ def _slot_config(target: SlotConfig, slot: Slot, ids: int, bounds: int, rows: in
     target.stateful = _stateful(tables.flat)
     target.state_row = rows + tables.state_row_base
     for axis in tables.axes:
-        a = target.axes[_AXIS_NUMBER[axis.field]]
-        a.kind = axis.kind
+        number = _AXIS_NUMBER[axis.field]
+        target.axes_used |= 1 << number
+        target.axes_combine |= axis.combine << number
+        target.axes_last |= axis.ends_group << number
+        a = target.axes[number]
         a.base = ids + axis.base
         a.classes = axis.classes
-        a.combine = axis.combine
         a.combine_base = ids + axis.combine_base
         a.bounds_base = bounds + axis.bounds_base
         a.bounds_count = axis.bounds_count
-        a.ends_group = axis.ends_group
         a.row_base = rows + axis.row_base
     target.mask_count = len(tables.flat.space.masks)
     for index, (field, masked) in enumerate(tables.flat.space.masks):

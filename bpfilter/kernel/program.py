@@ -19,7 +19,6 @@ from bpfilter.compiler.ir import Entry, Function
 from bpfilter.compiler.layout import Outcome
 from bpfilter.compiler.mark import MarkField
 from bpfilter.compiler.plan import Image, Slot
-from bpfilter.errors import KernelError
 from bpfilter.kernel import syscall
 from bpfilter.kernel.addresses import LocalRoute
 from bpfilter.kernel.arrays import MappedArray, fill
@@ -80,8 +79,8 @@ class Result:
 class Options:
     """How to load an image.
 
-    `chain`: in modes FORCED and EVAL, FORWARD or any other. `interfaces`: ifindex → name; packets of other
-    devices are punted where a rule asks for the in-interface. `out_interface`: the fixed name
+    `chain`: in modes FORCED and EVAL, FORWARD or any other. `interfaces`: ifindex → name; packets
+    of others are punted where a rule asks for it. `out_interface`: the fixed name
     for `-o`. `leased`, `generation`: decide only under a lease, only while the rules are as set.
     """
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from tests.kernel.frames import coherent, frame
-from tests.kernel.images import RandomChains, expected, image_of
 
 from bpfilter.compiler.layout import Outcome
 from bpfilter.compiler.transitions import outcome_of
 from bpfilter.kernel.config import Reason, Trace
 from bpfilter.kernel.program import Classifier, Options
 from bpfilter.ruleset.fields import Family, Field
+from tests.kernel.frames import coherent, frame
+from tests.kernel.images import RandomChains, expected, image_of
 
 pytestmark = pytest.mark.kernel
 
