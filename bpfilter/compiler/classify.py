@@ -87,6 +87,7 @@ class _Classifier:
             # Locally made packets get their type only when they are sent.
             self._altered |= {Field.PACKET_TYPE}
         self._traits: Mapping[str, ChainTraits] = {}
+        self._dynamic: dict[int, bool] = {}
 
     def run(self) -> Mapping[RuleRef, Treatment]:
         self._traits = chain_traits(self._chains, self.dynamic_from)
@@ -133,6 +134,13 @@ class _Classifier:
         return len(rule.matches)
 
     def _is_dynamic(self, match: Match) -> bool:
+        # By identity: the reader gives equal matches as one object, and hashing terms costs.
+        answer = self._dynamic.get(id(match))
+        if answer is None:
+            answer = self._dynamic[id(match)] = self._judge(match)
+        return answer
+
+    def _judge(self, match: Match) -> bool:
         if match.dynamic or unresolved(match, self._space):
             return True
         if not self._altered:

@@ -11,6 +11,7 @@ import re
 from bpfilter.errors import RulesetRefused
 
 _BLANK = frozenset(" \t\n")
+_PLAIN = re.compile(r"[^ \t\"'\\]+", re.DOTALL)
 _BLANKS = re.compile(r"[^ \t\n]+")
 
 
@@ -56,6 +57,6 @@ def split(line: str, *, source: str = "-", number: int | None = None) -> list[st
 
 def quote(word: str) -> str:
     """A word in the form that `split` reads back; quoted only where it must be."""
-    if word and not any(c in word for c in " \t\"'\\"):
+    if _PLAIN.fullmatch(word):
         return word
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
