@@ -8,9 +8,8 @@ two must be the same diagram.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from bpfilter.analysis.conditions import Hook, Scene, static_part, terms_of
 from bpfilter.analysis.contents import contents
@@ -31,9 +30,9 @@ from bpfilter.compiler.plan import ChainPlan
 from bpfilter.ruleset.fields import ADDRESS_TYPES, Field
 from bpfilter.ruleset.model import RuleRef, Ruleset
 
-_T = TypeVar("_T")
 _OUTCOME_BITS = 16
 _SMALL = 1 << 18
+_NODES_PER_ENTRY = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +53,16 @@ class Proof:
     """The result of proving one chain.
 
     `complete`: all packets and states were compared; if not, `covered` says what was and why not
-    more, and the rest of the proof must not be relied on. `holds`: no difference was found.
-    `functions`: exactly the residual functions that packets can meet. `unreachable`: rules that no
-    packet reaches through this chain in any state, with the rules that shadow each (none: its own
+    more. `holds`: no difference was found. `listed`: the following two are exact (else empty).
+    `functions`: the residual functions that packets can meet. `unreachable`: rules that no packet
+    reaches through this chain in any state, with the rules that shadow each (none: its own
     matches, or those of the jumps to its chain, exclude each other).
     """
 
     complete: bool
     holds: bool
     counterexample: Counterexample | None
+    listed: bool
     functions: tuple[Function, ...]
     unreachable: Mapping[RuleRef, tuple[RuleRef, ...]]
     seconds: float
@@ -78,99 +78,94 @@ def prove(
     incomplete, never wrong.
     """
     start = time.monotonic()
-    nodes = _first_size(ruleset, chain)
     most = memory * 3 // 4 // NODE_BYTES
+    nodes = min(most, max(_SMALL, _NODES_PER_ENTRY * len(chain.tables.ops)))
     while True:
-        nodes = min(nodes, most)
-        attempt = _Attempt(ruleset, chain, nodes, start + seconds)
+        attempt = _Attempt(ruleset, chain)
         try:
-            proof = attempt.run()
+            proof = attempt.run(nodes, start + seconds)
             break
         except MemoryExhausted:
             if nodes >= most:
-                proof = _incomplete(f"memory of {memory >> 20} MiB", attempt.doing)
+                proof = attempt.ended_by(f"memory ({memory >> 20} MiB)")
                 break
-            nodes *= 16
+            nodes = min(most, nodes * 16)
         except LimitReached as limit:
-            proof = _incomplete(str(limit), attempt.doing)
+            proof = attempt.ended_by(str(limit))
             break
     return replace(proof, seconds=time.monotonic() - start)
 
 
-def _incomplete(limit: str, doing: str) -> Proof:
-    covered = f"nothing: the proof ran out of {limit} while {doing}"
-    return Proof(False, True, None, (), {}, 0.0, covered)
-
-
-def _first_size(ruleset: Ruleset, chain: ChainPlan) -> int:
-    """A node capacity that suffices for most chains of this size."""
-    entries = len(chain.tables.ops)
-    return max(_SMALL, 1024 * entries)
-
-
 class _Attempt:
-    """One run with a given capacity. `doing` names the step, for the report."""
+    """One run with a given capacity."""
 
-    def __init__(self, ruleset: Ruleset, chain: ChainPlan, nodes: int, deadline: float) -> None:
-        self.doing = "setting up"
+    def __init__(self, ruleset: Ruleset, chain: ChainPlan) -> None:
         self._ruleset = ruleset
         self._chain = chain
         self._hook: Hook = (chain.table, chain.chain)
         self._scene = Scene.of(self._hook, chain.flat.space)
-        uses = field_uses(ruleset, chain)
-        self._diagrams = Diagrams(
-            chain.flat.family,
-            uses,
-            _limits(chain),
-            addresses=sorted((Field.SOURCE, Field.DESTINATION), key=lambda f: -uses.get(f, 0)),
-            outcome_bits=_OUTCOME_BITS if _has_items(chain) else 3,
-            nodes=nodes,
-            cache=max(1 << 14, min(nodes // 4, nodes * NODE_BYTES // 4 // CACHE_ENTRY_BYTES)),
-            deadline=deadline,
-        )
-        self._outcomes = Outcomes(self._diagrams)
+        self._doing = "setting up"
+        self._equal = False
 
-    def run(self) -> Proof:
-        diagrams, outcomes = self._diagrams, self._outcomes
+    def run(self, nodes: int, deadline: float) -> Proof:
         treatments = self._chain.treatments
+        diagrams = _diagrams(self._ruleset, self._chain, nodes, deadline)
+        outcomes = Outcomes(diagrams)
         conditions = Conditions(treatments, self._scene, diagrams)
-        by_rules = self._step(
-            "composing the rules",
-            lambda: meaning(self._ruleset, treatments, self._hook, conditions, outcomes, diagrams),
-        )
-        by_tables = self._step(
-            "reading the tables back", lambda: contents(self._chain.tables, outcomes, diagrams)
-        )
+        self._doing = "composing the rules"
+        by_rules = meaning(self._ruleset, treatments, self._hook, conditions, outcomes, diagrams)
+        self._doing = "reading the tables back"
+        by_tables = contents(self._chain.tables, outcomes, diagrams)
         difference = outcomes.difference(by_rules, by_tables) & diagrams.valid
         if difference.satisfiable():
-            example = self._example(difference, by_rules, by_tables)
-            return Proof(True, False, example, (), {}, 0.0, _EVERYTHING)
-        functions = self._step(
-            "listing the residual functions",
-            lambda: functions_of(by_rules, self._chain, outcomes, diagrams),
+            example = _example(difference, by_rules, by_tables, outcomes, diagrams)
+            return Proof(True, False, example, False, (), {}, 0.0, _EVERYTHING)
+        self._equal = True
+        self._doing = "listing the residual functions"
+        functions = functions_of(by_rules, self._chain, outcomes, diagrams)
+        self._doing = "looking for unreachable rules"
+        unreachable = unreachable_rules(
+            self._ruleset, treatments, self._scene, conditions, diagrams
         )
-        unreachable = self._step(
-            "looking for unreachable rules",
-            lambda: unreachable_rules(self._ruleset, treatments, self._scene, conditions, diagrams),
-        )
-        return Proof(True, True, None, functions, unreachable, 0.0, _EVERYTHING)
+        return Proof(True, True, None, True, functions, unreachable, 0.0, _EVERYTHING)
 
-    def _step(self, doing: str, action: Callable[[], _T]) -> _T:
-        self.doing = doing
-        return action()
+    def ended_by(self, limit: str) -> Proof:
+        """The proof that is left when a bound ends the run."""
+        why = f"ran out of {limit} while {self._doing}"
+        covered = f"{_EVERYTHING}; then {why}" if self._equal else f"nothing: {why}"
+        return Proof(self._equal, True, None, False, (), {}, 0.0, covered)
 
-    def _example(
-        self, difference: Packets, by_rules: OutcomeMap, by_tables: OutcomeMap
-    ) -> Counterexample:
-        found = self._diagrams.example(difference)
-        assert found is not None
-        packet, state = found
-        point = self._diagrams.point(packet, state)
-        traces = [
-            next(trace for trace, _ in self._outcomes.split(outcome, point))
-            for outcome in (by_rules, by_tables)
-        ]
-        return Counterexample(packet, state, traces[0], traces[1])
+
+def _diagrams(ruleset: Ruleset, chain: ChainPlan, nodes: int, deadline: float) -> Diagrams:
+    uses = field_uses(ruleset, chain)
+    return Diagrams(
+        chain.flat.family,
+        uses,
+        _limits(chain),
+        # The address that more rules test goes first: measured, it keeps the diagrams small.
+        addresses=sorted((Field.SOURCE, Field.DESTINATION), key=lambda f: -uses.get(f, 0)),
+        outcome_bits=_OUTCOME_BITS if _has_items(chain) else 1,
+        nodes=nodes,
+        cache=max(1 << 10, nodes * NODE_BYTES // 4 // CACHE_ENTRY_BYTES),
+        deadline=deadline,
+    )
+
+
+def _example(
+    difference: Packets,
+    by_rules: OutcomeMap,
+    by_tables: OutcomeMap,
+    outcomes: Outcomes,
+    diagrams: Diagrams,
+) -> Counterexample:
+    found = diagrams.example(difference)
+    assert found is not None
+    packet, state = found
+    point = diagrams.point(packet, state)
+    rules, tables = (
+        next(trace for trace, _ in outcomes.split(side, point)) for side in (by_rules, by_tables)
+    )
+    return Counterexample(packet, state, rules, tables)
 
 
 _EVERYTHING = "every packet in every connection state"

@@ -72,7 +72,7 @@ def fates(plan: Plan, proofs: Mapping[Hook, Proof]) -> Mapping[RuleRef, Fate]:
 def _missed(
     ruleset: Ruleset, hook: Hook, proof: Proof | None
 ) -> Mapping[RuleRef, tuple[RuleRef, ...]]:
-    if proof is not None and proof.complete and proof.holds:
+    if proof is not None and proof.listed:
         return proof.unreachable
     return certainly_unreachable(ruleset, hook)
 

@@ -94,8 +94,13 @@ def chain(
     return Chain(name, policy, rules)
 
 
-def ruleset(*chains: Chain, family: Family = Family.IPV4, nat: Sequence[Chain] = ()) -> Ruleset:
-    tables = {"filter": Table("filter", {c.name: c for c in chains})}
+def ruleset(
+    *chains: Chain,
+    family: Family = Family.IPV4,
+    nat: Sequence[Chain] = (),
+    table: str = "filter",
+) -> Ruleset:
+    tables = {table: Table(table, {c.name: c for c in chains})}
     if nat:
         tables["nat"] = Table("nat", {c.name: c for c in nat})
     return Ruleset(family, None, tables)
