@@ -30,7 +30,7 @@ static __always_inline __u64 legacy_generation(const struct nf_hook_entries *ent
 	const struct nf_hook_entry *entry;
 	const struct xt_table *table;
 	const __u32 type = bpf_core_type_id_kernel(struct xt_table);
-	__u64 mixed = 1;
+	__u64 mixed = 1, at;
 	__u32 number;
 
 	if (!entries)
@@ -42,7 +42,9 @@ static __always_inline __u64 legacy_generation(const struct nf_hook_entries *ent
 			continue;
 		table = bpf_rdonly_cast(entry->priv, type);
 		info = table->private;
-		mixed = (mixed + ((__u64)info - (__u64)&config)) * 0x9e3779b97f4a7c15ull;
+		at = (__u64)info - (__u64)&config;
+		barrier_var(at); /* or clang adds the pointer to a number first */
+		mixed = (mixed + at) * 0x9e3779b97f4a7c15ull;
 		mixed = (mixed + info->size) * 0x9e3779b97f4a7c15ull;
 		mixed ^= (__u64)info->number << 32 | i;
 	}
