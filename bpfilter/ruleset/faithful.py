@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,13 +70,22 @@ def faithful(ruleset: Ruleset) -> Ruleset:
         )
     for name, chains in there.items():
         for chain in sorted(here.get(name, {}).keys() | chains.keys()):
-            if here.get(name, {}).get(chain) != chains.get(chain):
+            if _rules(here.get(name, {}), chain) != _rules(chains, chain):
                 raise LiveReadError(
                     f"chain {chain} of table {name} holds native nft rules, or changed just now",
                     hint="iptables-nft-save does not print such rules as they are: move them to a "
                     "table of their own (`nft list ruleset` shows them), or run the command again",
                 )
     return ruleset
+
+
+def _rules(chains: Mapping[str, Sequence[str]], chain: str) -> Sequence[str]:
+    """A chain's lines; none for an empty one with policy accept.
+
+    iptables-nft-save prints such a built-in chain also where the kernel has none.
+    """
+    lines = chains.get(chain, ())
+    return () if len(lines) == 1 and lines[0].endswith("policy accept;") else lines
 
 
 def _list(command: Sequence[str]) -> dict[str, dict[str, list[str]]]:
