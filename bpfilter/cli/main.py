@@ -11,8 +11,10 @@ import sys
 import typer
 
 from bpfilter import __version__
+from bpfilter.cli.deploy import deploy_command
 from bpfilter.cli.plan import plan_command
 from bpfilter.cli.run import run_app
+from bpfilter.cli.teardown import teardown_command
 
 EPILOG = "Exit codes: 0 done · 1 failed or diverged · 2 ruleset refused · 64 usage."
 
@@ -44,6 +46,8 @@ def _root(
 
 
 app.command("plan", epilog=EPILOG)(plan_command)
+app.command("deploy", epilog=EPILOG)(deploy_command)
+app.command("teardown", epilog=EPILOG)(teardown_command)
 
 
 def run(arguments: list[str] | None = None) -> int:
