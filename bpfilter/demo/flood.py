@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from bpfilter.demo.network import CLIENT4, DEVICE, SERVER4, Network, inside
+from bpfilter.demo.network import DEVICE, FLOOD4, SERVER4, Network, inside
 from bpfilter.demo.traffic import checksum
 from bpfilter.kernel.syscall import bpf
 
@@ -39,11 +39,11 @@ def enable_gro(network: Network) -> None:
 
 
 def udp_frame(network: Network, port: int, source_port: int = 40000) -> bytes:
-    """A 60-byte UDP frame from the client to a port of the server."""
+    """A 60-byte UDP frame from `FLOOD4` to a port of the server."""
     with inside(network.server), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind((DEVICE, 0))
         mac: bytes = sock.getsockname()[4]
-    addresses = socket.inet_aton(CLIENT4) + socket.inet_aton(SERVER4)
+    addresses = socket.inet_aton(FLOOD4) + socket.inet_aton(SERVER4)
     head = struct.pack("!BBHHHBBH", 0x45, 0, 46, 0, 0x4000, 64, 17, 0)
     ip = head[:10] + struct.pack("!H", checksum(head + addresses)) + addresses
     return (
@@ -72,18 +72,13 @@ class Flooder:
         self._network = network
         self._program = program
 
-    def nanoseconds(self, frames: Sequence[bytes], count: int, rounds: int = 3) -> float:
-        """Wall time per packet over all frames, `count` packets each; the best of the rounds."""
+    def nanoseconds(self, frames: Sequence[bytes], count: int, rounds: int = 5) -> float:
+        """Mean wall time per packet over the frames, of each the best of so many rounds."""
         with inside(self._network.client):
-            return min(self._round(frames, count) for _ in range(rounds))
+            best = [min(self._send(frame, count) for _ in range(rounds)) for frame in frames]
+        return sum(best) / len(best)
 
-    def _round(self, frames: Sequence[bytes], count: int) -> float:
-        start = time.perf_counter_ns()
-        for frame in frames:
-            self._send(frame, count)
-        return (time.perf_counter_ns() - start) / (count * len(frames))
-
-    def _send(self, frame: bytes, count: int) -> None:
+    def _send(self, frame: bytes, count: int) -> float:
         data = ctypes.create_string_buffer(frame, len(frame))
         attributes = _Run(
             program=self._program,
@@ -93,7 +88,9 @@ class Flooder:
             flags=_LIVE_FRAMES,
             batch=_BATCH,
         )
+        start = time.perf_counter_ns()
         bpf(_BPF_PROG_TEST_RUN, attributes, "send packets")
+        return (time.perf_counter_ns() - start) / count
 
 
 class _Run(ctypes.Structure):

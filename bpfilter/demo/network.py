@@ -19,6 +19,8 @@ from bpfilter.errors import LabError
 
 DEVICE = "wan0"
 SERVER4, CLIENT4 = "192.0.2.200", "192.0.2.201"
+FLOOD4 = "192.0.2.250"
+"""The source of the packets that measure."""
 SERVER6, CLIENT6 = "2001:db8:1::1", "2001:db8:1::2"
 EXTRA4 = ("10.20.0.9", "10.20.9.10", "10.30.4.4", "203.0.113.70", "162.158.7.7")
 EXTRA6 = ("fd20::9", "fd20:0:0:9::10", "fd30::44", "2001:db8:bad:3::7", "2606:4700::77")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from bpfilter.ruleset.model import Backend, Rule, RuleRef, Ruleset, StateEffect, TargetKind
 
 COUNTERS = "packets that the programs decide no longer move the original rules' counters"
+LEGACY_POLICIES = "iptables-legacy zeroes the counters of policies at every edit, also at ours"
 FORWARD = (
     "FORWARD stays with iptables on live hosts: the programs do not decide yet whether a packet is"
     " forwarded, and where to"
@@ -49,6 +50,7 @@ def notices(rulesets: Iterable[Ruleset], backend: Backend) -> Iterator[str]:
                     f"{ruleset.family}: installing and removing our chains resets the state of"
                     f" {', '.join(map(str, refs))} (iptables-legacy replaces the whole table)"
                 )
+        yield LEGACY_POLICIES
     yield COUNTERS
     if any(ruleset.tables["filter"].chains["FORWARD"].rules for ruleset in rulesets):
         yield FORWARD

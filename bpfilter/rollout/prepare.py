@@ -114,8 +114,9 @@ def prepare(
         ruleset = _read(tables[family], save)
         if "filter" not in ruleset.tables:
             continue
-        plans[family] = compile_ruleset(ruleset, chains)
-        proofs[family] = [_proven(ruleset, c, force) for c in plans[family].chains.values()]
+        plan = compile_ruleset(ruleset, chains)
+        proofs[family] = [_proven(ruleset, chain, force) for chain in plan.chains.values()]
+        plans[family] = _with_all_functions(plan, proofs[family])
     if not plans:
         raise RolloutError(
             f"iptables-{backend} has no filter table here", hint="load your rules first"
@@ -123,6 +124,15 @@ def prepare(
     image = assemble(list(plans.values()))
     fingerprints = {family: Fingerprint.of(save) for family, save in saves.items()}
     return Prepared(backend, tables, fingerprints, plans, proofs, image)
+
+
+def _with_all_functions(plan: Plan, proofs: Sequence[Proof]) -> Plan:
+    """Add the residual functions that sampling missed and the proof found, least travelled."""
+    chains = {
+        key: replace(chain, functions=tuple(dict.fromkeys((*chain.functions, *proof.functions))))
+        for (key, chain), proof in zip(plan.chains.items(), proofs, strict=True)
+    }
+    return replace(plan, chains=chains)
 
 
 def _read(tables: Tables, save: str) -> Ruleset:
