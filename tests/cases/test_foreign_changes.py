@@ -5,8 +5,10 @@ CASES t9, t15, t16, t20, t22, t23 and the daemon in a time namespace.
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IP, UDP
@@ -100,31 +102,38 @@ def test_native_nft_translation_is_an_obstacle(hook: str) -> None:
             pass
 
 
-def test_a_foreign_program_that_could_forge_the_mark_is_an_obstacle() -> None:
+@pytest.fixture(scope="module")
+def forgery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled program of another tool that writes the whole mark."""
+    compiled = tmp_path_factory.mktemp("forge") / "forge.bpf.o"
+    source = Path(__file__).with_name("forge.bpf.c")
+    include = f"-I/usr/include/{platform.machine()}-linux-gnu"
+    call("clang", "-target", "bpf", "-O2", "-g", include, "-c", str(source), "-o", str(compiled))
+    return compiled
+
+
+def forge(case: Case, program: Path) -> None:
+    with entered(case.fw):
+        call("tc", "qdisc", "add", "dev", "v1", "clsact")
+        filter_ = ["bpf", "direct-action", "object-file", str(program), "section", "tc"]
+        call("tc", "filter", "add", "dev", "v1", "ingress", *filter_)
+
+
+def test_a_foreign_program_that_could_forge_the_mark_is_an_obstacle(forgery: Path) -> None:
     with Case(*_LEGACY4) as case:
         case.tables.restore(rules(PORT))
-        forge(case)
+        forge(case, forgery)
         with pytest.raises(RolloutError, match="v1"), enforcing(case, *_LEGACY4):
             pass
 
 
-def test_a_foreign_program_that_comes_later_ends_the_lease() -> None:
+def test_a_foreign_program_that_comes_later_ends_the_lease(forgery: Path) -> None:
     with Case(*_LEGACY4) as case:
         case.tables.restore(rules(PORT))
         with enforcing(case, *_LEGACY4) as program:
-            forge(case)
+            forge(case, forgery)
             assert program.tick() is not None
             assert case.judge(IP(src=PEER4, dst=FW4) / UDP(sport=1, dport=5001)) == DROP
-
-
-FORGERY = "tc filter add dev v1 ingress matchall action skbedit mark 0xffffffff"
-
-
-def forge(case: Case) -> None:
-    """Another tool's filter at TC that writes the whole mark."""
-    with entered(case.fw):
-        call("tc", "qdisc", "add", "dev", "v1", "clsact")
-        call(*FORGERY.split())
 
 
 @pytest.mark.parametrize("kind", ["bridge", "macvlan"])
