@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bpfilter.analysis.equivalence import Proof
-from bpfilter.analysis.fates import Fate
+from bpfilter.analysis.fates import Fate, FateKind
 from bpfilter.compiler.ir import FlatChain, Function, Walk
 from bpfilter.compiler.plan import ChainPlan, Image, Plan
 from bpfilter.ruleset.fields import STATES
@@ -38,7 +38,7 @@ def plan_document(
         "backend": str(ruleset.backend) if ruleset.backend else None,
         "digest": ruleset.digest,
         "rules": len(fates),
-        "fates": {kind: counts.get(kind, 0) for kind in FATES},
+        "fates": {kind: counts[FateKind(kind)] for kind in FATES},
         "chains": [
             _chain(plan, image, chain, proofs.get(key)) for key, chain in plan.chains.items()
         ],
