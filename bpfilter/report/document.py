@@ -29,7 +29,7 @@ def plan_document(
 ) -> Document:
     """Everything a plan says, in the order of the ruleset. `seconds` are wall-clock times."""
     ruleset = plan.ruleset
-    counts = Counter(fate.kind for fate in fates.values())
+    counts = Counter(str(fate.kind) for fate in fates.values())
     return {
         "schema_version": SCHEMA_VERSION,
         "source": printable(ruleset.source),
