@@ -87,3 +87,7 @@ def main() -> None:
     """Entry point of the `bpfilterd` console script."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     sys.exit(run(daemon_command, "bpfilterd"))
+
+
+if __name__ == "__main__":
+    main()
