@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from bpfilter.errors import KernelError
 from bpfilter.ruleset.fields import Family
@@ -59,12 +60,12 @@ def read_local_table() -> tuple[LocalRoute, ...]:
     return tuple(routes)
 
 
-def _routes(dump: Iterable[object], number: int, family: Family) -> Iterable[LocalRoute]:
+def _routes(dump: Iterable[Any], number: int, family: Family) -> Iterable[LocalRoute]:
     width = 4 if family is Family.IPV4 else 16
     for message in dump:
-        attributes = dict(message["attrs"])  # type: ignore[index]
+        attributes = dict(message["attrs"])
         if attributes.get("RTA_TABLE") != RT_TABLE_LOCAL:
             continue
         text = attributes.get("RTA_DST")
         address = socket.inet_pton(number, text) if text else bytes(width)
-        yield LocalRoute(family, address, message["dst_len"], message["type"])  # type: ignore[index]
+        yield LocalRoute(family, address, message["dst_len"], message["type"])

@@ -62,6 +62,8 @@ def library() -> ctypes.CDLL:
         ("bpf_program__name", text, (pointer,)),
         ("bpf_program__fd", ctypes.c_int, (pointer,)),
         ("bpf_program__set_autoload", ctypes.c_int, (pointer, ctypes.c_bool)),
+        ("bpf_program__set_type", ctypes.c_int, (pointer, ctypes.c_int)),
+        ("bpf_program__set_expected_attach_type", ctypes.c_int, (pointer, ctypes.c_int)),
         ("bpf_program__set_log_buf", ctypes.c_int, (pointer, pointer, size)),
         ("bpf_map__fd", ctypes.c_int, (pointer,)),
         ("bpf_map__set_max_entries", ctypes.c_int, (pointer, number)),
@@ -115,6 +117,11 @@ class BpfObject:
     def skip_program(self, name: str) -> None:
         """Do not load this program."""
         self._lib.bpf_program__set_autoload(self._program(name), False)
+
+    def set_type(self, name: str, kind: int, attach: int) -> None:
+        """Say what a program is, where this libbpf does not know its section's name."""
+        self._lib.bpf_program__set_type(self._program(name), kind)
+        self._lib.bpf_program__set_expected_attach_type(self._program(name), attach)
 
     def load(self) -> None:
         """Create the maps and load the programs; VerifierRejected carries the last log lines."""

@@ -22,6 +22,7 @@ from bpfilter.compiler.plan import Image, Slot
 from bpfilter.kernel import syscall
 from bpfilter.kernel.addresses import LocalRoute
 from bpfilter.kernel.arrays import MappedArray, fill
+from bpfilter.kernel.attach import AttachKind, Attachment, attach
 from bpfilter.kernel.config import (
     COUNT,
     GENERATION,
@@ -186,6 +187,15 @@ class Classifier:
             for frame in frames
         ]
         return sum(times) / len(times)
+
+    def attach(self, index: int, kind: AttachKind | None = None) -> Attachment:
+        """Attach to an interface; `close` detaches unless it was detached before.
+
+        See `attach.attach`; the attachment's own `close` may be called first.
+        """
+        attachment = attach(self.fd, index, kind)
+        self._stack.callback(attachment.close)
+        return attachment
 
     def set_lease(self, valid_until: int) -> None:
         """The program decides until then: CLOCK_MONOTONIC ns. 0 takes the lease away.

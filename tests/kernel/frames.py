@@ -66,6 +66,8 @@ def transport(fields: Packet, family: Family) -> bytes:
         head = struct.pack("!H", fields[Field.ICMP_TYPE])
     if protocol == 6:
         head += struct.pack("!IIBB", 1, 2, 0x50, fields[Field.TCP_FLAGS])
+    elif protocol in (17, 136):
+        head += struct.pack("!H", size)
     return head.ljust(size, b"\0")
 
 
