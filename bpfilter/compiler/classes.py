@@ -60,7 +60,8 @@ def distinct_blocks(blocks: U64) -> tuple[U64, I64]:
 def exact_classes(candidate: I64, stripes: int, refs: StripeRefs) -> tuple[I64, U32]:
     """Split candidate classes until all members of each have equal references.
 
-    Returns the class of each thing and u32[stripes, classes], the references of each class.
+    Returns the class of each thing, numbered by first member, and u32[stripes, classes], the
+    references of each class.
     """
     _, first, classes = np.unique(candidate, return_index=True, return_inverse=True)
     for stripe in range(stripes):
@@ -68,10 +69,14 @@ def exact_classes(candidate: I64, stripes: int, refs: StripeRefs) -> tuple[I64, 
         if not (row[first][classes] == row).all():
             key = classes.astype(np.int64) * (int(row.max()) + 1) + row
             _, first, classes = np.unique(key, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    first = first[order]
     result = np.empty((stripes, len(first)), np.uint32)
     for stripe in range(stripes):
         result[stripe] = refs(stripe)[first]
-    return classes.astype(np.int64), result
+    return rank[classes], result
 
 
 def field_classes(cut: Partition, sets: FieldSets) -> tuple[I64, Vectors]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bpfilter.compiler.classes import Vectors, distinct_blocks, stripe_count
+from bpfilter.compiler.intervals import I64
 from bpfilter.compiler.ir import Entry
-from bpfilter.compiler.layout import BLOCK_WORDS, U64
+from bpfilter.compiler.layout import BLOCK_WORDS, U32, U64
 from bpfilter.ruleset.fields import Field
 
 
@@ -49,44 +50,49 @@ def state_vectors(entries: Sequence[Entry], state_classes: Sequence[int]) -> Vec
 
 
 def pack_rows(groups: Sequence[Vectors], entries: int) -> Rows:
-    """All groups' rows over one deduplicated array of blocks, whose first is all zero."""
+    """All groups' rows over one deduplicated array of blocks, whose first is all zero.
+
+    Blocks stand in the order in which the rows name them, so that those of one row are close by.
+    """
     summary_words, row_words = row_shape(entries)
-    zero = np.zeros((1, BLOCK_WORDS), np.uint64)
-    used = []
+    blocks, references = _merge_blocks(groups)
+    marks = np.packbits(blocks != 0, axis=1, bitorder="little").reshape(-1)
+    rows = np.zeros((sum(group.classes for group in groups), row_words), np.uint64)
+    summaries = rows[:, :summary_words].view(np.uint8)
+    bases = []
+    base = 0
+    for refs in references:
+        part = slice(base, base + len(refs))
+        summaries[part, : refs.shape[1]] = marks[refs]
+        even = np.zeros((len(refs), 2 * (row_words - summary_words)), "<u4")
+        even[:, : refs.shape[1]] = refs
+        rows[part, summary_words:] = even.view("<u8")
+        bases.append(base)
+        base += len(refs)
+    return Rows(rows, blocks, tuple(bases), summary_words)
+
+
+def _merge_blocks(groups: Sequence[Vectors]) -> tuple[U64, list[U32]]:
+    """One array of distinct blocks, and each group's references to it: u32[classes, stripes]."""
+    used = [np.zeros((1, BLOCK_WORDS), np.uint64)]
     locals_ = []
     for group in groups:
         referenced = np.zeros(len(group.blocks), np.bool_)
         referenced[group.refs] = True
+        offset = sum(map(len, used))
+        locals_.append((np.cumsum(referenced) - 1 + offset).astype(np.uint32)[group.refs].T)
         used.append(group.blocks[referenced])
-        local = (np.cumsum(referenced) - 1).astype(np.uint32)
-        locals_.append(local[group.refs])
-    blocks, numbers = distinct_blocks(np.concatenate([zero, *used]))
-    blocks, numbers = _zero_first(blocks, numbers)
-    marks = np.packbits(blocks != 0, axis=1, bitorder="little").reshape(-1)
-    rows = np.zeros((sum(group.classes for group in groups), row_words), np.uint64)
-    summaries = rows[:, :summary_words].view(np.uint8) if len(rows) else rows.view(np.uint8)
-    references = rows[:, summary_words:]
-    bases = []
-    base = 0
-    offset = 1
-    for group, own, local in zip(groups, used, locals_, strict=True):
-        refs = numbers[offset : offset + len(own)].astype(np.uint32)[local].T
-        part = slice(base, base + group.classes)
-        summaries[part, : refs.shape[1]] = marks[refs]
-        even = np.zeros((group.classes, 2 * references.shape[1]), "<u4")
-        even[:, : refs.shape[1]] = refs
-        references[part] = even.view("<u8")
-        bases.append(base)
-        base += group.classes
-        offset += len(own)
-    return Rows(rows, blocks, tuple(bases), summary_words)
+    blocks, numbers = distinct_blocks(np.concatenate(used))
+    zero = int(numbers[0])
+    order = _by_first_use(len(blocks), zero, [numbers[local] for local in locals_])
+    rank = np.empty(len(order), np.uint32)
+    rank[order] = np.arange(len(order), dtype=np.uint32)
+    return blocks[order], [rank[numbers[local]] for local in locals_]
 
 
-def _zero_first(
-    blocks: U64, numbers: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-) -> tuple[U64, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
-    """Exchange block 0 with the zero block, which `numbers[0]` names."""
-    at = int(numbers[0])
-    order = np.arange(len(blocks))
-    order[0], order[at] = at, 0
-    return blocks[order], order[numbers]
+def _by_first_use(count: int, zero: int, references: Sequence[I64]) -> I64:
+    """Block numbers in the order of their first use, the zero block before all."""
+    named = np.concatenate([np.array([zero]), *(refs.reshape(-1) for refs in references)])
+    first = np.zeros(count, np.int64)
+    first[named[::-1]] = np.arange(len(named))[::-1]
+    return np.argsort(first)

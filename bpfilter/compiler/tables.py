@@ -27,7 +27,7 @@ from bpfilter.errors import CompileError
 MAX_PAIRS = 1 << 18
 """Largest folding table, in pairs of classes."""
 
-MAX_FOLDED_BYTES = 16 << 20
+MAX_FOLDED_BYTES = 4 << 20
 """Axes stay apart when the rows of their combined classes would take more than this."""
 
 _OWN_GROUP = frozenset({AxisKind.TRIE4, AxisKind.BOUNDS6})
