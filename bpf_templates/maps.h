@@ -47,7 +47,7 @@ struct runtime {
 	__u64 valid_until; /* CLOCK_MONOTONIC ns */
 	__u64 legacy[2];   /* generation of the legacy tables, IPv4 and IPv6 */
 	__u32 nft;	   /* generation of nf_tables */
-	__u32 reserved;
+	__u32 cut;	   /* MODE_EVAL: bytes that BPF_PROG_RUN had no room for */
 	__u32 out_class[SLOTS];
 };
 

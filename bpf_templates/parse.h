@@ -113,6 +113,13 @@ static __always_inline enum reason parse_transport(struct __sk_buff *skb, struct
 	return REASON_NONE;
 }
 
+static __always_inline __u32 frame_length(struct __sk_buff *skb)
+{
+	const struct runtime *run = config.mode == MODE_EVAL ? element(&runtime, 0) : 0;
+
+	return skb->len + (run ? run->cut : 0);
+}
+
 static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, struct packet *p)
 {
 	struct iphdr header;
@@ -130,7 +137,7 @@ static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, struct pack
 		return REASON_OPTIONS;
 	if (length < sizeof(header))
 		return REASON_MALFORMED;
-	if (p->network + length > skb->len)
+	if (p->network + length > frame_length(skb))
 		return REASON_TRUNCATED;
 	if (header.frag_off & bpf_htons(IPV4_FRAGMENT))
 		return REASON_FRAGMENT;
@@ -198,7 +205,7 @@ static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, struct pack
 	/* A jumbogram says 0 and carries its length in an option. */
 	if (p->length > 0xffff || (!header.payload_len && header.nexthdr == EXTENSION_HOP))
 		return REASON_MALFORMED;
-	if (p->network + p->length > skb->len)
+	if (p->network + p->length > frame_length(skb))
 		return REASON_TRUNCATED;
 	p->end = p->network + p->length;
 	words(p->source, header.saddr.in6_u.u6_addr32);

@@ -13,6 +13,7 @@ import typer
 from bpfilter import __version__
 from bpfilter.cli.demo import demo_command
 from bpfilter.cli.deploy import deploy_command
+from bpfilter.cli.eval import eval_command
 from bpfilter.cli.plan import plan_command
 from bpfilter.cli.run import run_app
 from bpfilter.cli.teardown import teardown_command
@@ -47,6 +48,7 @@ def _root(
 
 
 app.command("plan", epilog=EPILOG)(plan_command)
+app.command("eval", epilog=EPILOG)(eval_command)
 app.command("deploy", epilog=EPILOG)(deploy_command)
 app.command("demo", epilog=EPILOG)(demo_command)
 app.command("teardown", epilog=EPILOG)(teardown_command)

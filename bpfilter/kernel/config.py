@@ -132,7 +132,7 @@ RUNTIME = np.dtype(
         ("valid_until", "<u8"),
         ("legacy", "<u8", (2,)),
         ("nft", "<u4"),
-        ("reserved", "<u4"),
+        ("cut", "<u4"),
         ("out_class", "<u4", (SLOTS,)),
     ]
 )

@@ -162,7 +162,8 @@ def _slot_config(target: SlotConfig, slot: Slot, ids: int, bounds: int, rows: in
     target.forward = slot.plan.chain == "FORWARD"
     target.groups = sum(axis.ends_group for axis in tables.axes)
     target.states = len(tables.state_classes)
-    target.stateful = _stateful(tables.flat)
+    # Without any row the candidates would be a constant, and the verifier would try them all.
+    target.stateful = _stateful(tables.flat) or not tables.axes
     target.state_row = rows + tables.state_row_base
     for axis in tables.axes:
         number = _AXIS_NUMBER[axis.field]

@@ -43,6 +43,7 @@ RECORDS = 1 << 16
 ITERATIONS = 8192
 _MAP_NAMES = ("runtime", "trace", "counters", "punts", "outcomes")
 _SKB_BYTES = 192
+_LONGEST_RUN = 3520
 _SKB_MARK = 8
 _FRAME = bytes.fromhex("ffffffffffff0200000000010800") + bytes(64)
 
@@ -142,9 +143,10 @@ class Classifier:
 
         The kernel refuses frames below 34 (IPv4) or 54 (IPv6) bytes: they are `TRUNCATED`.
         """
-        context = bytes(_SKB_BYTES)
+        self._runtime.cells["cut"] = max(len(frame) - _LONGEST_RUN, 0)
+        data = _to_loopback(frame[:_LONGEST_RUN])
         try:
-            ran = syscall.run_program(self.fd, _to_loopback(frame), context=context)
+            ran = syscall.run_program(self.fd, data, context=bytes(_SKB_BYTES))
         except syscall.KernelCallFailed as error:
             if error.errno == errno.EINVAL and len(frame) < _shortest(frame):
                 return Result(Outcome.PUNT, Reason.TRUNCATED)
