@@ -1,6 +1,6 @@
 """State that lives in one rule is never copied; state shared by name is exact from any copy.
 
-CASES t4, t26: limits that let three times as many through, a RETURN of a built-in chain.
+CASES t4, t15, t26: limits that let three times as many through, a RETURN of a built-in chain.
 """
 
 from __future__ import annotations
@@ -8,8 +8,12 @@ from __future__ import annotations
 import pytest
 from scapy.layers.inet import IP, UDP
 
+from bpfilter.rollout.notices import notices
+from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
+from bpfilter.ruleset.read import read_text
 from tests.cases.case import FW4, PEER4, Case, compare, rules
+from tests.cases.enforcing import enforcing
 
 pytestmark = pytest.mark.kernel
 BACKENDS = pytest.mark.parametrize("backend", list(Backend), ids=str)
@@ -86,3 +90,16 @@ def test_a_dynamic_return_of_a_user_chain_leads_back_to_its_caller() -> None:
     )
     # Of the first twenty, seven go to port 1000; of the others, 13 each to ports 1000 and 1001.
     assert compare(ruleset, sixty) == 33
+
+
+@pytest.mark.parametrize("backend, refilled", [(Backend.LEGACY, 4), (Backend.NFT, 0)], ids=str)
+def test_what_our_edit_refills_is_announced(backend: Backend, refilled: int) -> None:
+    text = rules("-A INPUT -p udp -m quota --quota 112 -j ACCEPT")
+    five = [IP4 / UDP(sport=2000 + n, dport=1000) for n in range(5)]
+    with Case(backend, Family.IPV4) as case:
+        case.tables.restore(text)
+        assert [case.passing(*five), case.passing(*five)] == [4, 0]
+        with enforcing(case, backend, Family.IPV4):
+            assert case.passing(*five) == refilled
+    said = [line for line in notices([read_text(text)], backend) if "filter/INPUT/1" in line]
+    assert bool(said) == bool(refilled)
