@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,7 @@ def demo_command(
     """
     if os.geteuid() != 0:
         raise LabError("the demonstration needs root", hint="run `sudo bpfilter demo`")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="bpfilter-demo-") as directory:
         os.environ.setdefault("XTABLES_LOCKFILE", f"{directory}/xtables.lock")

@@ -11,12 +11,14 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 from pyroute2 import netns
 
 from bpfilter.errors import LabError
 
+PREFIX = "bpfilter-demo-"
 DEVICE = "wan0"
 SERVER4, CLIENT4 = "192.0.2.200", "192.0.2.201"
 FLOOD4 = "192.0.2.250"
@@ -51,8 +53,8 @@ class Network:
     """The server's and the client's namespace, joined by a veth pair."""
 
     def __init__(self) -> None:
-        self.server = f"bpfilter-demo-{os.getpid()}-server"
-        self.client = f"bpfilter-demo-{os.getpid()}-client"
+        self.server = f"{PREFIX}{os.getpid()}-server"
+        self.client = f"{PREFIX}{os.getpid()}-client"
 
     def __enter__(self) -> Network:
         try:
@@ -76,6 +78,7 @@ class Network:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=30)
 
     def _build(self) -> None:
+        _remove_abandoned()
         for name in (self.server, self.client):
             ip("netns", "add", name)
             ip("-n", name, "link", "set", "lo", "up")
@@ -97,3 +100,11 @@ class Network:
         """A socket that lives in the named namespace."""
         with inside(name):
             return socket.socket(family, kind, protocol)
+
+
+def _remove_abandoned() -> None:
+    """Delete the namespaces of demonstrations whose process was killed."""
+    for name in netns.listnetns():
+        words = name.split("-")
+        if name.startswith(PREFIX) and words[2].isdigit() and not Path("/proc", words[2]).exists():
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=30)

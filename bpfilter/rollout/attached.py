@@ -15,10 +15,10 @@ from typing import Any
 
 from pyroute2 import IPRoute, NetlinkError
 
-from bpfilter.kernel.syscall import BPF_TCX_INGRESS, LINK_DETACH, KernelCallFailed, bpf, object_info
+from bpfilter.kernel import clsact
+from bpfilter.kernel.syscall import BPF_TCX_INGRESS, KernelCallFailed, bpf, object_info
 
-PROGRAM_NAME = "classifier"
-_PROG_GET_FD_BY_ID, _LINK_GET_FD_BY_ID, _PROG_QUERY = 13, 30, 16
+_PROG_GET_FD_BY_ID, _PROG_QUERY = 13, 16
 _NAME_OFFSET, _NAME_BYTES = 64, 16
 _MOST = 64
 _CLSACT_INGRESS = 0xFFFFFFF2
@@ -27,7 +27,7 @@ _INGRESS_PARENTS = (_CLSACT_INGRESS, 0xFFFF0000)
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """One program at the ingress of an interface; `link` is a tcx link's id."""
+    """One program at the ingress of an interface; `link` is a tcx link's number."""
 
     interface: str
     index: int
@@ -37,8 +37,10 @@ class Attached:
     priority: int = 0
 
     @property
-    def ours(self) -> bool:
-        return self.program == PROGRAM_NAME
+    def our_filter(self) -> bool:
+        """Whether it is the clsact filter that the kernel binding makes."""
+        found = (self.handle, self.priority, self.program)
+        return self.link is None and found == (clsact.HANDLE, clsact.PRIORITY, clsact.NAME)
 
     def __str__(self) -> str:
         return f"program {self.program} at {self.interface}"
@@ -66,10 +68,6 @@ class _Id(ctypes.Structure):
         ("next", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
     )
-
-
-class _Detach(ctypes.Structure):
-    _fields_ = (("link", ctypes.c_uint32),)
 
 
 def attached(interfaces: Sequence[str] | None = None) -> tuple[Attached, ...]:
@@ -130,15 +128,8 @@ def _clsact(ipr: Any, index: int, name: str) -> Iterator[Attached]:
             yield Attached(name, index, program or kind, None, entry["handle"], priority)
 
 
-def detach(found: Attached) -> None:
-    """Take a program away from its interface, whoever holds it."""
-    if found.link is None:
-        with IPRoute() as ipr:
-            ipr.tc("del-filter", "bpf", found.index, handle=found.handle, parent=_CLSACT_INGRESS,
-                   prio=found.priority, protocol=3)  # fmt: skip
-        return
-    descriptor = bpf(_LINK_GET_FD_BY_ID, _Id(id=found.link), f"open link {found.link}")
-    try:
-        bpf(LINK_DETACH, _Detach(link=descriptor), f"detach {found}")
-    finally:
-        os.close(descriptor)
+def remove_filter(found: Attached) -> None:
+    """Remove a clsact filter that `attached` found."""
+    with IPRoute() as ipr:
+        ipr.tc("del-filter", "bpf", found.index, handle=found.handle, parent=_CLSACT_INGRESS,
+               prio=found.priority, protocol=3)  # fmt: skip

@@ -117,9 +117,10 @@ class Journal:
 
 
 def process_start(pid: int) -> str | None:
-    """When a process started, in clock ticks: tells a live process from a reused id."""
+    """When a live process started, in clock ticks: tells it from a later one with its id."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return stat.rpartition(")")[2].split()[19]
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else fields[19]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import ctypes
+import struct
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
@@ -10,13 +11,21 @@ from bpfilter.compiler.layout import Outcome
 from bpfilter.compiler.mark import MarkField
 from bpfilter.compiler.plan import ChainPlan, Image
 from bpfilter.kernel.addresses import LocalRoute, read_local_table
+from bpfilter.kernel.attach import TcxLink
 from bpfilter.kernel.config import Mode, Reason
 from bpfilter.kernel.program import Classifier, Options
-from bpfilter.kernel.syscall import BPF_TCX_INGRESS, link_create
+from bpfilter.kernel.syscall import MAP_DELETE, bpf, map_update
+from bpfilter.rollout import pins
 from bpfilter.rollout.attached import Attached, attached
 from bpfilter.rollout.shadow import Bounds, Counted
 
 _WALKED = (Reason.RULE, Reason.NO_CODE)
+
+
+class _Element(ctypes.Structure):
+    """The members of union bpf_attr for BPF_MAP_DELETE_ELEM."""
+
+    _fields_ = (("map", ctypes.c_uint32), ("pad", ctypes.c_uint32), ("key", ctypes.c_uint64))
 
 
 class Program:
@@ -28,6 +37,7 @@ class Program:
         self._classifier = classifier
         self._links = links
         self._addresses = frozenset(addresses)
+        self._numbers: set[int] = set()
         self._stack = ExitStack()
         self._stack.callback(classifier.close)
 
@@ -55,23 +65,44 @@ class Program:
         return cls(classifier, links, addresses)
 
     def attach(self) -> None:
-        """Attach at every interface's TC ingress; on an error nothing stays attached."""
-        for index in self._links.values():
-            link = link_create(self._classifier.fd, index, BPF_TCX_INGRESS)
-            self._stack.callback(os.close, link)
+        """Attach at every interface's TC ingress; `close` detaches what was attached."""
+        for name, index in self._links.items():
+            attachment = self._classifier.attach(index)
+            if isinstance(attachment, TcxLink):
+                self._numbers.add(pins.link_id(attachment.fd))
+                if pins.pin_link(attachment.fd, name):
+                    self._stack.callback(pins.unpin)
 
     def attached(self) -> bool:
         """Whether the program is still at all its interfaces."""
-        ours = {found.interface for found in attached(tuple(self._links)) if found.ours}
-        return ours == set(self._links)
+        found = attached(tuple(self._links))
+        return {each.interface for each in found if self._ours(each)} == set(self._links)
 
     def foreign(self) -> tuple[Attached, ...]:
         """Programs of others at the same interfaces: they could forge or overwrite marks."""
-        return tuple(found for found in attached(tuple(self._links)) if not found.ours)
+        return tuple(each for each in attached(tuple(self._links)) if not self._ours(each))
 
-    def addresses_changed(self) -> bool:
-        """Whether the host's local addresses are no longer those the program knows."""
-        return frozenset(read_local_table()) != self._addresses
+    def _ours(self, found: Attached) -> bool:
+        return found.our_filter or found.link in self._numbers
+
+    def refresh_addresses(self) -> bool:
+        """Tell the program the host's local addresses of now; true if they had changed.
+
+        It decides nothing until its lease is renewed, so that no packet meets half of them.
+        """
+        now = frozenset(read_local_table())
+        if now == self._addresses:
+            return False
+        self.set_lease(0)
+        descriptor = self._classifier.map_fd("addresses")
+        for route in self._addresses - now:
+            key = ctypes.create_string_buffer(route.key, len(route.key))
+            attributes = _Element(descriptor, 0, ctypes.addressof(key))
+            bpf(MAP_DELETE, attributes, "forget an address")
+        for route in now - self._addresses:
+            map_update(descriptor, route.key, struct.pack("=I", route.kind))
+        self._addresses = now
+        return True
 
     def set_lease(self, valid_until: int) -> None:
         """See `Classifier.set_lease`."""

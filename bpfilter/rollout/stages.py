@@ -132,6 +132,8 @@ class Rollout:
             return "nothing is loaded"
         reason = self._trouble()
         if reason is None:
+            if self._program is not None and self._program.refresh_addresses():
+                self._report("the host's addresses changed: the program knows them now")
             self.lease.renew()
         else:
             self.lease.revoke()
@@ -215,6 +217,8 @@ class Rollout:
         trouble = self._trouble()
         if trouble is not None or self.lease is None:
             raise RolloutError(f"{trouble} during the stage change", hint="try again")
+        if self._program is not None:
+            self._program.refresh_addresses()
         if confirm_within is not None:
             self.lease.confirm_within(confirm_within)
         self.lease.renew()
@@ -244,8 +248,6 @@ class Rollout:
         if self._program is not None:
             if not self._program.attached():
                 return "our program is no longer attached"
-            if self._program.addresses_changed():
-                return "the host's addresses changed"
             foreign = self._program.foreign() if self.mark is not None else ()
             if foreign:
                 return f"foreign {foreign[0]} could forge marks"

@@ -1,7 +1,7 @@
 """Removing everything of ours from the current network namespace, and proving that it is gone.
 
-Works from what stands there: chains and rules by their names in both backends, programs by what
-the kernel says is attached. The journal is only removed.
+Works from what stands there: chains and rules by their names in both backends, programs by their
+pinned links and our own clsact filters. The journal is only removed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bpfilter.rollout.attached import Attached, attached, detach
+from bpfilter.rollout import pins
+from bpfilter.rollout.attached import attached, remove_filter
 from bpfilter.rollout.journal import Journal
 from bpfilter.rollout.tables import Tables
 from bpfilter.ruleset.fields import Family
@@ -35,6 +36,7 @@ def stop_daemon(directory: Path) -> int | None:
         while journal.daemon() is not None:
             if time.monotonic() > end:
                 os.kill(pid, signal.SIGKILL)
+                break
             time.sleep(0.05)
     return pid
 
@@ -42,9 +44,13 @@ def stop_daemon(directory: Path) -> int | None:
 def teardown(directory: Path | None = None) -> tuple[str, ...]:
     """Remove what is ours, programs first; says what was removed. Idempotent."""
     removed = []
-    for found in _programs():
-        detach(found)
-        removed.append(str(found))
+    for path in pins.pinned_links():
+        pins.detach_pinned(path)
+        removed.append(f"link {path}")
+    for found in attached():
+        if found.our_filter:
+            remove_filter(found)
+            removed.append(str(found))
     for tables in _all_tables():
         present = tables.leftovers()
         if tables.clear():
@@ -65,11 +71,9 @@ def remains() -> tuple[str, ...]:
         for each in _all_tables()
         for name in each.leftovers().chains
     )
-    return (*map(str, _programs()), *tables)
-
-
-def _programs() -> tuple[Attached, ...]:
-    return tuple(found for found in attached() if found.ours)
+    links = (f"link {path}" for path in pins.pinned_links())
+    filters = (str(found) for found in attached() if found.our_filter)
+    return (*links, *filters, *tables)
 
 
 def _all_tables() -> Iterator[Tables]:

@@ -8,10 +8,12 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from pyroute2 import netns
 
+from bpfilter.errors import BpfilterError
+from bpfilter.rollout.teardown import teardown
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
 
@@ -54,6 +56,8 @@ class Net:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with suppress(OSError, BpfilterError), entered(self.fw):
+            teardown()
         for name in (self.fw, self.peer):
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
