@@ -6,18 +6,22 @@ import time
 
 import numpy as np
 
-from bench.driver import Driver
+from bench.driver import Driver, Timing
 from bench.frames import frame, headers
 from bench.generate import Style, generate
 from bench.report import Compiled
 from bpfilter.analysis.equivalence import prove
 from bpfilter.compiler.compile import assemble, compile_ruleset
+from bpfilter.compiler.mark import DEFAULT_MARK
 from bpfilter.compiler.plan import Image
-from bpfilter.kernel.program import Classifier
+from bpfilter.errors import RolloutError
+from bpfilter.kernel.config import Mode, Reason
+from bpfilter.kernel.program import Classifier, Options
 from bpfilter.ruleset.read import read_text
 
 _CHAIN = ("filter", "INPUT")
-_INTERFACE = 1
+_LOOPBACK = 1
+_LEASE = 55 * 10**9
 
 
 def measure(
@@ -41,9 +45,7 @@ def measure(
     planned = time.perf_counter()
     chain = plan.chains[_CHAIN]
     proof = prove(ruleset, chain) if proving else None
-    load, classify_ns, floor_ns = 0.0, None, None
-    if running:
-        load, classify_ns, floor_ns = _run(image, seed, packets, repeat, rounds)
+    load, timing = _run(image, seed, packets, repeat, rounds) if running else (0.0, None)
     return Compiled(
         style=style.value,
         rules=count,
@@ -54,20 +56,33 @@ def measure(
         prove=proof.seconds if proof else None,
         proof="-" if proof is None else "holds" if proof.complete and proof.holds else "incomplete",
         table_bytes=chain.tables.nbytes,
-        classify_ns=classify_ns,
-        floor_ns=floor_ns,
+        classify_ns=timing.best if timing else None,
+        median_ns=timing.median if timing else None,
+        floor_ns=timing.floor if timing else None,
     )
 
 
-def _run(
-    image: Image, seed: int, packets: int, repeat: int, rounds: int
-) -> tuple[float, float, float]:
-    """(seconds to load, ns per packet without the harness, ns of the harness)."""
+def _run(image: Image, seed: int, packets: int, repeat: int, rounds: int) -> tuple[float, Timing]:
+    """(seconds to load, ns per packet), as in enforcement: lease, generation check, marks."""
     flat = image.slots[0].plan.flat
     frames = [frame(packet) for packet in headers(flat, np.random.default_rng(seed), packets)]
+    options = Options(
+        mode=Mode.FORCED,
+        interfaces={_LOOPBACK: "lo"},
+        marking=DEFAULT_MARK,
+        leased=True,
+        generation=True,
+    )
     start = time.perf_counter()
-    with Classifier.load(image, interfaces={_INTERFACE: ""}) as classifier:
+    with Classifier.load(image, options) as classifier:
         loaded = time.perf_counter() - start
+        classifier.set_generation(classifier.observe_generation())
+        classifier.set_lease(time.monotonic_ns() + _LEASE)
         with Driver(frames) as driver:
-            total, floor = driver.measure(classifier.program_fd, repeat=repeat, rounds=rounds)
-    return loaded, total - floor, floor
+            timing = driver.measure(classifier.fd, repeat=repeat, rounds=rounds)
+        if Reason.LEASE in classifier.punts() or Reason.GENERATION in classifier.punts():
+            raise RolloutError(
+                "the program did not decide the packets: the lease ran out or rules changed",
+                hint="run the benchmark with fewer rounds, and leave the host's rules alone",
+            )
+    return loaded, timing

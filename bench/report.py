@@ -20,7 +20,8 @@ class Compiled:
     """One ruleset through the compiler and the program; times in seconds unless named otherwise.
 
     `classify_ns`: one packet through the loaded program, headers changing, the harness floor
-    subtracted; `floor_ns` is that floor, from the same run. None where it could not be run.
+    subtracted, in the best round; `median_ns` in the median one; `floor_ns` is that floor, from the
+    same run. None where it could not be run.
     """
 
     style: str
@@ -33,6 +34,7 @@ class Compiled:
     proof: str
     table_bytes: int
     classify_ns: float | None
+    median_ns: float | None
     floor_ns: float | None
 
 
@@ -52,7 +54,7 @@ def print_compiled(results: Sequence[Compiled], console: Console) -> None:
     table = Table(title="Rulesets through the compiler and the program")
     for name in ("style", "rules", "entries", "read s", "plan s", "load s", "prove s", "proof"):
         table.add_column(name, justify="left" if name in ("style", "proof") else "right")
-    for name in ("tables MiB", "ns/packet", "floor ns"):
+    for name in ("tables MiB", "ns/packet", "median", "floor ns"):
         table.add_column(name, justify="right")
     for result in results:
         table.add_row(
@@ -66,6 +68,7 @@ def print_compiled(results: Sequence[Compiled], console: Console) -> None:
             result.proof,
             f"{result.table_bytes / 2**20:.1f}",
             _nanoseconds(result.classify_ns),
+            _nanoseconds(result.median_ns),
             _nanoseconds(result.floor_ns),
         )
     console.print(table)

@@ -1,0 +1,148 @@
+"""Real packets: what a packet costs through iptables, and through the program and its dispatch.
+
+BPF_PROG_RUN with live frames makes packets of all headers in turn and redirects them into a veth
+pair (net/bpf/test_run.c, xdp_test_run_batch); sender and receiver share one core, so the wall time
+per packet is the cost of both. Medians and shares; compare within one run only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from bench.driver import Driver
+from bench.frames import frame, headers
+from bench.generate import Style, generate, ruleset_text
+from bench.network import FILTERING, SENDING, Network, inside
+from bench.report import Live
+from bpfilter.compiler.compile import assemble, compile_ruleset
+from bpfilter.compiler.mark import DEFAULT_MARK
+from bpfilter.compiler.plan import Image, Plan
+from bpfilter.kernel.attach import attach
+from bpfilter.kernel.config import Mode
+from bpfilter.kernel.program import Classifier, Options
+from bpfilter.kernel.syscall import PROG_TEST_RUN, bpf
+from bpfilter.rollout.dispatch import render
+from bpfilter.ruleset.read import read_text
+
+_CHAIN = ("filter", "INPUT")
+_LIVE_FRAMES = 2
+_BATCH = 64
+_SECONDS = 0.3
+_ROUNDS = 5
+_AFTER = "*security\n:INPUT DROP [0:0]\nCOMMIT\n"
+_BACKENDS = ("legacy", "nft")
+
+
+class _Run(ctypes.Structure):
+    """The members of union bpf_attr for BPF_PROG_TEST_RUN."""
+
+    _fields_ = (
+        ("program", ctypes.c_uint32),
+        ("result", ctypes.c_uint32),
+        ("sizes", ctypes.c_uint32 * 2),
+        ("data", ctypes.c_uint64 * 2),
+        ("repeat", ctypes.c_uint32),
+        ("duration", ctypes.c_uint32),
+        ("context_sizes", ctypes.c_uint32 * 2),
+        ("contexts", ctypes.c_uint64 * 2),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch", ctypes.c_uint32),
+    )
+
+
+def measure_live(style: Style, sizes: Sequence[int], seed: int, packets: int) -> list[Live]:
+    """Every size through an empty filter, both backends of iptables, and the program."""
+    results = []
+    with Network() as network:
+        for count in sizes:
+            text = generate(style, count, seed)
+            plan = compile_ruleset(read_text(text), [_CHAIN])
+            with _driver(network, plan, seed, packets) as driver:
+                for path, ns, share in _paths(network, driver, text, plan):
+                    results.append(Live(style.value, count, path, ns, share))
+    return results
+
+
+def _paths(
+    network: Network, driver: Driver, text: str, plan: Plan
+) -> Iterator[tuple[str, float, float]]:
+    network.restore("legacy", ruleset_text([], policy="ACCEPT") + _AFTER)
+    yield "empty filter", *_send(network, driver)
+    network.clear("legacy")
+    for backend in _BACKENDS:
+        network.restore(backend, text + _AFTER)
+        yield f"iptables-{backend}", *_send(network, driver)
+        image = assemble([plan])
+        chain = plan.chains[_CHAIN]
+        dispatch = render(plan.ruleset, chain, image.codes, DEFAULT_MARK, [FILTERING])
+        network.restore(backend, dispatch.add, "--noflush")
+        with _attached(network, image):
+            yield f"BPF + iptables-{backend}", *_send(network, driver)
+        network.clear(backend)
+
+
+@contextmanager
+def _driver(network: Network, plan: Plan, seed: int, packets: int) -> Iterator[Driver]:
+    flat = plan.chains[_CHAIN].flat
+    with inside(network.filter), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind((FILTERING, 0))
+        mac: bytes = sock.getsockname()[4]
+    frames = [frame(p, mac) for p in headers(flat, np.random.default_rng(seed), packets)]
+    with inside(network.sender):
+        index = socket.if_nametoindex(SENDING)
+        driver = Driver(frames, ifindex=index)
+    with driver:
+        yield driver
+
+
+@contextmanager
+def _attached(network: Network, image: Image) -> Iterator[None]:
+    """The program at the filtering interface, with marks on."""
+    with inside(network.filter):
+        index = socket.if_nametoindex(FILTERING)
+        options = Options(mode=Mode.FORCED, interfaces={index: FILTERING}, marking=DEFAULT_MARK)
+        classifier = Classifier.load(image, options)
+        attachment = attach(classifier.fd, index)
+    try:
+        yield
+    finally:
+        with inside(network.filter):
+            attachment.close()
+        classifier.close()
+
+
+def _send(network: Network, driver: Driver) -> tuple[float, float]:
+    """(best ns per packet, share of the packets that arrived)."""
+    count = _fitting(lambda packets: _flood(network, driver, packets))
+    before = network.received()
+    times = [_flood(network, driver, count) for _ in range(_ROUNDS)]
+    return min(times) / count * 1e9, (network.received() - before) / (_ROUNDS * count)
+
+
+def _fitting(run: Callable[[int], float]) -> int:
+    """How many packets take about `_SECONDS`."""
+    count = 2_000
+    while True:
+        seconds = run(count)
+        if seconds >= _SECONDS / 4:
+            return max(1_000, int(count * _SECONDS / seconds))
+        count *= 4
+
+
+def _flood(network: Network, driver: Driver, count: int) -> float:
+    """Send that many packets; seconds until all were received and judged."""
+    data = ctypes.create_string_buffer(driver.frame, len(driver.frame))
+    attributes = _Run(program=driver.flood, repeat=count, flags=_LIVE_FRAMES, batch=_BATCH)
+    attributes.sizes[0] = len(driver.frame)
+    attributes.data[0] = ctypes.addressof(data)
+    with inside(network.sender):
+        start = time.perf_counter()
+        bpf(PROG_TEST_RUN, attributes, "send packets")
+        return time.perf_counter() - start

@@ -1,0 +1,109 @@
+"""Two network namespaces joined by a veth pair: one sends, the other filters."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from pyroute2 import netns
+
+from bpfilter.errors import LabError
+
+SENDING, FILTERING = "g0", "v0"
+_LOCK = "XTABLES_LOCKFILE"
+
+
+class Network:
+    """The pair; leaving the context removes it. Every destination is local to the filtering side.
+
+    Packets that the filter accepts are dropped right after it, in the security table, so that no
+    socket has a part in what is measured.
+    """
+
+    def __init__(self) -> None:
+        self.sender = f"bpfilter-bench-{os.getpid()}-s"
+        self.filter = f"bpfilter-bench-{os.getpid()}-f"
+
+    def __enter__(self) -> Network:
+        try:
+            self._build()
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def _build(self) -> None:
+        for name in (self.sender, self.filter):
+            _run("ip", "netns", "add", name)
+            _run("ip", "-n", name, "link", "set", "lo", "up")
+        _run("ip", "-n", self.filter, "link", "add", FILTERING, "type", "veth",
+             "peer", "name", SENDING, "netns", self.sender)  # fmt: skip
+        with inside(self.filter):
+            for name in ("all", "default", FILTERING):
+                Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").write_text("0")
+        for name, device in ((self.sender, SENDING), (self.filter, FILTERING)):
+            _run("ip", "-n", name, "link", "set", device, "up")
+        _run("ip", "-n", self.filter, "route", "add", "local", "default", "dev", "lo",
+             "table", "100")  # fmt: skip
+        _run("ip", "-n", self.filter, "rule", "add", "iif", FILTERING, "lookup", "100",
+             "priority", "1")  # fmt: skip
+        # With GRO on, veth takes frames by NAPI, as a network card's driver does.
+        _run("ip", "netns", "exec", self.filter, "ethtool", "-K", FILTERING, "gro", "on")
+
+    def remove(self) -> None:
+        """Delete both namespaces, and with them everything inside."""
+        for name in (self.sender, self.filter):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=30)
+
+    def restore(self, backend: str, text: str, *words: str) -> None:
+        """Load rules on the filtering side by iptables-restore."""
+        tool = f"iptables-{backend}-restore"
+        _run("ip", "netns", "exec", self.filter, tool, *words, stdin=text)
+
+    def clear(self, backend: str) -> None:
+        """Remove every rule of one backend on the filtering side."""
+        empty = "*filter\nCOMMIT\n*security\nCOMMIT\n"
+        self.restore(backend, empty)
+
+    def received(self) -> int:
+        """Packets that the filtering interface has received."""
+        with inside(self.filter):
+            for line in Path("/proc/net/dev").read_text().splitlines():
+                name, _, numbers = line.strip().partition(":")
+                if name == FILTERING:
+                    return int(numbers.split()[1])
+        raise LabError(f"{FILTERING} is gone", hint="run the benchmark again")
+
+
+@contextmanager
+def inside(name: str) -> Iterator[None]:
+    """The calling thread works in the named namespace."""
+    netns.pushns(name)
+    try:
+        yield
+    finally:
+        netns.popns()
+
+
+def _run(*words: str, stdin: str | None = None) -> None:
+    environment = os.environ | {_LOCK: f"/run/bpfilter-bench-{os.getpid()}.lock"}
+    done = subprocess.run(
+        words, input=stdin, capture_output=True, text=True, timeout=120, env=environment
+    )
+    if done.returncode != 0:
+        raise LabError(
+            f"{' '.join(words)}: {done.stderr.strip()}",
+            hint="the benchmark needs root, network namespaces, iptables and ethtool",
+        )
