@@ -22,8 +22,14 @@ FW4, PEER4 = "10.99.1.1", "10.99.1.2"
 FW6, PEER6 = "fd99::1", "fd99::2"
 
 
+def run(*words: str, data: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, input=data, capture_output=True, text=True, errors="surrogateescape", timeout=60
+    )
+
+
 def call(*words: str, data: str | None = None) -> str:
-    done = subprocess.run(words, input=data, capture_output=True, text=True, timeout=60)
+    done = run(*words, data=data)
     assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}\n{data or ''}"
     return done.stdout
 
@@ -112,6 +118,13 @@ class Iptables:
     def save(self, *options: str) -> str:
         with entered(self.net.fw):
             return call(f"{self.prefix}-save", *options)
+
+    def empty(self) -> None:
+        """Remove all rules and user chains of all tables."""
+        with entered(self.net.fw):
+            for table in ("raw", "mangle", "nat", "filter", "security"):
+                for verb in ("-F", "-X"):
+                    call(self.prefix, "-t", table, verb)
 
     def packets(self, pattern: str) -> int:
         """The sum of the packet counters of the rules whose text has the pattern."""
