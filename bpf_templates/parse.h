@@ -231,7 +231,7 @@ static __always_inline __u32 packet_type(struct __sk_buff *skb)
 /* Where the IP header begins: 14, or 0 for what was received without an Ethernet header (looped
  * back multicast on any device, layer 3 devices).
  */
-static __always_inline enum reason parse(struct __sk_buff *skb, struct packet *p)
+static __noinline enum reason parse(struct __sk_buff *skb, struct packet *p)
 {
 	struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
 

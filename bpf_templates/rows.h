@@ -192,8 +192,8 @@ static __always_inline enum reason missing(const __u32 n)
 }
 
 /* One row per group of axes, in order. */
-static __always_inline enum reason select_rows(struct __sk_buff *skb, const struct packet *p,
-					       const __u32 slot, const __u64 **selected)
+static __always_inline enum reason select_rows_of(struct __sk_buff *skb, const struct packet *p,
+						  const __u32 slot, const __u64 **selected)
 {
 	/* Read once: what the verifier knows to be constant still costs a load each time. */
 	const __u32 used = config.slots[slot].axes_used;
@@ -230,6 +230,34 @@ static __always_inline enum reason select_rows(struct __sk_buff *skb, const stru
 		group++;
 	}
 	return REASON_NONE;
+}
+
+/* Functions of their own, so that their stack is free again when the walk begins. */
+#define SELECT(slot)                                                                              \
+	static __noinline enum reason select##slot(struct __sk_buff *skb, const struct packet *p, \
+						   const __u64 **selected)                        \
+	{                                                                                         \
+		return select_rows_of(skb, p, slot, selected);                                    \
+	}
+
+SELECT(0)
+SELECT(1)
+SELECT(2)
+SELECT(3)
+
+static __always_inline enum reason select_rows(struct __sk_buff *skb, const struct packet *p,
+					       const __u32 slot, const __u64 **selected)
+{
+	switch (slot) {
+	case 0:
+		return select0(skb, p, selected);
+	case 1:
+		return select1(skb, p, selected);
+	case 2:
+		return select2(skb, p, selected);
+	default:
+		return select3(skb, p, selected);
+	}
 }
 
 #endif

