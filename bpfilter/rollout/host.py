@@ -11,7 +11,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from pyroute2 import IPRoute
 
 from bpfilter.rollout.mark import WHOLE, MarkUse
+from bpfilter.ruleset.model import Ruleset
 
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _INGRESS_HOOKS = frozenset({"prerouting", "input", "ingress"})
@@ -90,6 +91,19 @@ def _nft_marks(objects: Sequence[Any]) -> Iterator[MarkUse]:
         if "rule" in entry and '"key": "mark"' in json.dumps(entry["rule"]):
             rule = entry["rule"]
             yield MarkUse(WHOLE, f"nft rule in {rule['family']} {rule['table']} {rule['chain']}")
+
+
+def translations_left(rulesets: Iterable[Ruleset]) -> bool:
+    """Whether tracked connections may carry a translation whose rule is gone.
+
+    An entry keeps its mapping as long as any nat table, even an empty one, hooks the packets.
+    """
+    names = [Path(f"/proc/net/{family}_tables_names") for family in ("ip", "ip6")]
+    legacy = any(path.exists() and "nat" in path.read_text().split() for path in names)
+    if not legacy and not any("nat" in ruleset.tables for ruleset in rulesets):
+        return False
+    count = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+    return not count.exists() or int(count.read_text()) > 0
 
 
 def host_obstacles() -> tuple[Obstacle, ...]:

@@ -194,7 +194,8 @@ class Rollout:
         return choose(uses)
 
     def _install(self, prepared: Prepared, mark: MarkField) -> None:
-        translated = bool(host.native_nft())
+        rulesets = prepared.rulesets.values()
+        translated = bool(host.native_nft()) or host.translations_left(rulesets)
         for family in prepared.plans:
             prepared.tables[family].install(
                 prepared.dispatch(family, mark, self.request.interfaces, translated=translated)
