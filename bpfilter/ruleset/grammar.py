@@ -7,6 +7,7 @@ is carried through by surrogateescape.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from bpfilter.errors import RulesetRefused
@@ -26,7 +27,7 @@ from bpfilter.ruleset.model import (
 from bpfilter.ruleset.rule_parser import RuleParser
 from bpfilter.ruleset.targets import EXTENSIONS
 
-_COUNTERS = re.compile(r"\[(\d+):(\d+)\]")
+_COUNTERS = re.compile(r"\[([0-9]+):([0-9]+)\]")
 _POLICIES = ("ACCEPT", "DROP")
 _MAX_CHAIN_NAME = 28
 
@@ -63,25 +64,23 @@ class Refuser:
 def parse(text: str, family: Family, source: str, *, lenient: bool = False) -> dict[str, Table]:
     """All tables of the text. A table that stands twice counts as iptables-restore has it: last.
 
-    `lenient`: a rule for a chain that was never declared declares it, as iptables-nft-restore
-    --test has it (such a text does not load).
+    `lenient`: what iptables-nft-restore --test passes although it does not load is taken too: rules
+    for and jumps to chains that were never declared, policies that are none.
     """
     refuse = Refuser(source)
     tables: dict[str, Table] = {}
     current: _TableParser | None = None
-    rules = RuleParser(family)
+    rules = RuleParser(family, lenient)
     number = 0
     for number, line in enumerate(text.split("\n"), 1):
         if not line or line[0] == "#":
             continue
         if current is None:
-            if not line.strip():
-                continue
             current = _open_table(line, number, rules, refuse, lenient)
         elif line == "COMMIT":
             tables[current.name] = current.finish()
             current = None
-        elif line.strip():
+        else:
             current.line(line, number)
     if current is not None:
         raise refuse(
@@ -97,11 +96,17 @@ def _open_table(
 ) -> _TableParser:
     if not line.startswith("*"):
         hint = "a ruleset is what iptables-save prints: *table, chains, rules, COMMIT"
-        raise refuse("a line stands outside any table", number, line.split()[0], hint)
-    name = line[1:].strip()
+        raise refuse("a line stands outside any table", number, line.strip().split(" ")[0], hint)
+    name = (line[1:].split() or [""])[0]
     if name not in BUILTIN_CHAINS:
         raise refuse("no such table", number, name, f"tables are {', '.join(BUILTIN_CHAINS)}")
     return _TableParser(name, rules, refuse, lenient)
+
+
+def _counters(word: str) -> Counters | None:
+    """`[packets:bytes]`; iptables-restore without -c passes over anything else there."""
+    found = _COUNTERS.fullmatch(word)
+    return Counters(int(found[1]), int(found[2])) if found else None
 
 
 class _TableParser:
@@ -114,14 +119,15 @@ class _TableParser:
         self._users: frozenset[str] = frozenset()
 
     def line(self, line: str, number: int) -> None:
-        words = split(line, source=self._refuse.source, number=number)
         counters = None
-        found = _COUNTERS.fullmatch(words[0])
-        if found:
-            counters = Counters(int(found[1]), int(found[2]))
-            words = words[1:]
+        if line[0] == "[":
+            before, bracket, line = line.partition("]")
+            if not bracket:
+                raise self._refuse("counters are [packets:bytes]", number, before)
+            counters = _counters(before + bracket)
+        words = split(line, source=self._refuse.source, number=number)
         if not words:
-            raise self._refuse("counters stand alone", number, line)
+            raise self._refuse("the line holds no command", number, hint="remove the line")
         # `-4` and `-6` may stand before the command: the line is then for that family alone.
         family_flags = {"-4": "-4", "-6": "-6", "--ipv4": "-4", "--ipv6": "-6"}
         if words[0] in family_flags and len(words) > 2:
@@ -144,18 +150,13 @@ class _TableParser:
         policy = rest[0] if rest else None
         if policy is None:
             raise self._refuse("the chain lacks a policy", number, name, "user chains have `-`")
-        counters = None
-        if len(rest) > 1 and policy != "-":
-            found = _COUNTERS.fullmatch(rest[1])
-            if not found:
-                raise self._refuse("counters are [packets:bytes]", number, rest[1])
-            counters = Counters(int(found[1]), int(found[2]))
+        counters = _counters(rest[1]) if len(rest) > 1 and policy != "-" else None
         if name in self._chains and name in BUILTIN_CHAINS[self.name]:
             self._set_policy(name, policy, number)
             self._chains[name].counters = counters
             self._chains[name].line = number
             return
-        if policy != "-":
+        if policy != "-" and not self._lenient:
             raise self._refuse("only built-in chains have a policy", number, policy)
         self._new(name, number)
         self._chains[name].counters = counters
@@ -173,6 +174,8 @@ class _TableParser:
     def _set_policy(self, name: str, policy: str, number: int) -> None:
         if policy == "-":
             return
+        if policy not in _POLICIES and self._lenient:
+            policy = "DROP"
         if policy not in _POLICIES:
             raise self._refuse("a policy is ACCEPT or DROP", number, policy)
         self._chains[name].policy = policy
@@ -180,14 +183,20 @@ class _TableParser:
     def _chain_command(self, words: list[str], number: int) -> None:
         command, arguments = words[0], words[1:]
         if command in ("-N", "--new-chain") and len(arguments) == 1:
-            if arguments[0] in self._chains:
+            if arguments[0] in self._chains and not self._lenient:
                 raise self._refuse("the chain exists already", number, arguments[0])
             self._new(arguments[0], number)
         elif command in ("-P", "--policy") and len(arguments) == 2:
             if arguments[0] not in BUILTIN_CHAINS[self.name]:
+                if self._lenient:
+                    return
                 raise self._refuse("only built-in chains have a policy", number, arguments[0])
             self._set_policy(arguments[0], arguments[1], number)
         elif command in ("-F", "--flush") and len(arguments) <= 1:
+            if not arguments and any(chain.rules for chain in self._chains.values()):
+                raise self._refuse(
+                    "-F stands behind rules", number, command, "iptables-nft-restore passes over it"
+                )
             for name in arguments or list(self._chains):
                 if self._lenient and name not in self._chains:
                     continue
@@ -195,10 +204,16 @@ class _TableParser:
         elif command == "-X" and len(arguments) <= 1:
             for name in arguments or sorted(self._users):
                 self._known(name, number)
+                if any(r.target.words[1:2] == (name,) for r in self._all_rules()):
+                    raise self._refuse("the chain is in use", number, name)
                 del self._chains[name]
             self._users = frozenset(n for n, c in self._chains.items() if c.policy is None)
         elif command != "-Z":
             raise self._refuse("wrong number of arguments", number, command)
+
+    def _all_rules(self) -> Iterator[_Rule]:
+        for chain in self._chains.values():
+            yield from chain.rules
 
     def _known(self, name: str, number: int) -> _Chain:
         if name not in self._chains:
@@ -223,6 +238,8 @@ class _TableParser:
             if rest and rest[0].isdigit():
                 position = int(rest[0]) - 1
                 rest = rest[1:]
+            if position > len(chain.rules) and self._lenient:
+                position = len(chain.rules)
             if not 0 <= position <= len(chain.rules):
                 raise self._refuse("the chain is not that long", number, words[2])
         other = {"-4", "--ipv4"} if self._parser.family is Family.IPV6 else {"-6", "--ipv6"}
@@ -230,6 +247,7 @@ class _TableParser:
             return
         try:
             expanded, target, parsed = self._parser.parse(rest, self._users)
+            _check_interfaces(chain.name, parsed.flags)
         except BadWord as error:
             raise self._refuse(str(error), number, error.word, error.hint) from None
         self._check_target(target, number)
@@ -240,8 +258,15 @@ class _TableParser:
         chain.rules[at:at] = new
 
     def _check_target(self, target: Target, number: int) -> None:
-        if target.kind is not TargetKind.EXTENSION or target.name in EXTENSIONS:
+        if target.name == "DROP" and self.name == "nat":
+            raise self._refuse(
+                "table nat does not filter", number, "DROP", "drop in table filter instead"
+            )
+        known = target.kind is not TargetKind.EXTENSION or target.name in EXTENSIONS
+        if known or self._lenient:
             return
+        if target.name in self._chains:
+            raise self._refuse("a rule cannot jump to a built-in chain", number, target.name)
         if not target.name.isupper():
             raise self._refuse(
                 f"table {self.name} has no chain of this name, and no target either",
@@ -273,3 +298,11 @@ class _TableParser:
             for chain in self._chains.values()
         }
         return Table(self.name, chains)
+
+
+def _check_interfaces(chain: str, flags: set[str]) -> None:
+    """Built-in chains without an incoming or outgoing interface refuse to name one."""
+    if "-i" in flags and chain in ("OUTPUT", "POSTROUTING"):
+        raise BadWord(f"packets in {chain} have no incoming interface", "-i", "use -o")
+    if "-o" in flags and chain in ("PREROUTING", "INPUT"):
+        raise BadWord(f"packets in {chain} have no outgoing interface", "-o", "use -i")

@@ -1,7 +1,8 @@
 """Words of an iptables-restore line, split and unquoted as iptables-restore does.
 
-Source: add_param_to_argv in iptables/xshared.c (1.8.9): words are separated by blanks; a double
-quote starts or ends a quoted part; inside it a backslash escapes the next character.
+Source: add_param_to_argv in iptables/xshared.c (1.8.9, held against the tool itself): words are
+separated by blanks; a double quote starts a quoted part, which ends the word where it closes, and
+inside it a backslash escapes the next character. Elsewhere a backslash is a letter.
 """
 
 from __future__ import annotations
@@ -10,53 +11,57 @@ import re
 
 from bpfilter.errors import RulesetRefused
 
-_BLANK = frozenset(" \t\n")
-_PLAIN = re.compile(r"[^ \t\"'\\]+", re.DOTALL)
 _BLANKS = re.compile(r"[^ \t\n]+")
+# A word is letters and quoted parts; it ends at a blank or behind a closing quote.
+_WORD = re.compile(
+    r'[ \t\n]*(?:([^ \t\n"]*)"((?:[^"\\]|\\.)*)"|([^ \t\n"]+)(?=[ \t\n]|$))', re.DOTALL
+)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_MAX_WORD = 1023
 
 
 def split(line: str, *, source: str = "-", number: int | None = None) -> list[str]:
-    """The words of a line. Raises RulesetRefused for a quote that is never closed."""
-    if '"' not in line and "\\" not in line:
-        return _BLANKS.findall(line)
+    """The words of a line. Raises RulesetRefused for a quote that is never closed and long words.
+
+    iptables-restore takes an unclosed quote to run to the end of the line, line feed included, and
+    iptables-save then prints what it cannot read back: refused here.
+    """
+    words = _quoted_words(line, source, number) if '"' in line else _BLANKS.findall(line)
+    if len(line) > _MAX_WORD:
+        for word in words:
+            if len(word.encode("utf-8", "surrogateescape")) > _MAX_WORD:
+                raise RulesetRefused(
+                    f"iptables-restore takes words of at most {_MAX_WORD} bytes",
+                    source=source,
+                    line=number,
+                    word=word[:40],
+                    hint="split the rule",
+                )
+    return words
+
+
+def _quoted_words(line: str, source: str, number: int | None) -> list[str]:
     words: list[str] = []
-    word: list[str] = []
-    quoted = escaped = started = False
-    for character in line:
-        if quoted:
-            if escaped:
-                word.append(character)
-                escaped = False
-            elif character == "\\":
-                escaped = True
-            elif character == '"':
-                quoted = False
-            else:
-                word.append(character)
-        elif character == '"':
-            quoted = started = True
-        elif character in _BLANK:
-            if started:
-                words.append("".join(word))
-                word, started = [], False
-        else:
-            word.append(character)
-            started = True
-    if quoted:
-        raise RulesetRefused(
-            "a quote is opened and never closed",
-            source=source,
-            line=number,
-            word='"' + "".join(word),
-            hint="close the quote on the same line",
-        )
-    if started:
-        words.append("".join(word))
+    line = line.rstrip(" \t\n")
+    position = 0
+    while position < len(line):
+        found = _WORD.match(line, position)
+        if found is None:
+            raise RulesetRefused(
+                "a quote is opened and never closed",
+                source=source,
+                line=number,
+                word=line[position:].lstrip(" \t\n"),
+                hint="close the quote on the same line",
+            )
+        letters, quoted, plain = found.groups()
+        words.append(plain if plain is not None else letters + _ESCAPED.sub(r"\1", quoted))
+        position = found.end()
     return words
 
 
 def quote(word: str) -> str:
     """A word in the form that `split` reads back; quoted only where it must be."""
-    if _PLAIN.fullmatch(word):
+    if word and not any(c in word for c in " \t\"'\\"):
         return word
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -71,18 +71,16 @@ def read_file(
         ) from None
     try:
         ruleset = read_text(data, source=path, family=family, backend=backend)
-    except RulesetRefused:
+    except RulesetRefused as error:
         if not (kernel_test and can_ask()):
             raise
         # iptables-nft-restore --test passes rules for undeclared chains; if it does, plan them.
+        refusal = error
         try:
             ruleset = read_text(data, source=path, family=family, backend=backend, lenient=True)
-            warnings = _judged(data, ruleset)
+            return replace(ruleset, warnings=_judged(data, ruleset))
         except RulesetRefused:
-            warnings = ()
-        if not warnings:
-            raise
-        return replace(ruleset, warnings=warnings)
+            raise refusal from None
     if not kernel_test:
         return ruleset
     return replace(ruleset, warnings=(*ruleset.warnings, *_judged(data, ruleset)))

@@ -11,10 +11,10 @@ from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.matches import dynamic, header
 from bpfilter.ruleset.matches.common import BadWord, Option
 from bpfilter.ruleset.matches.registry import IMPLICIT, Spec, spec
-from bpfilter.ruleset.model import Match, StateEffect, Target
+from bpfilter.ruleset.model import Match, Target
 
 HEADER_FLAGS = {
-    "-p": "-p", "--proto": "-p", "--protocol": "-p",
+    "-p": "-p", "--protocol": "-p",
     "-s": "-s", "--src": "-s", "--source": "-s",
     "-d": "-d", "--dst": "-d", "--destination": "-d",
     "-i": "-i", "--in-interface": "-i",
@@ -24,8 +24,10 @@ HEADER_FLAGS = {
     "-j": "-j", "--jump": "-j",
     "-g": "-g", "--goto": "-g",
     "-c": "-c", "--set-counters": "-c",
+    "-v": "-v", "--verbose": "-v",
     "-4": "-4", "--ipv4": "-4", "-6": "-6", "--ipv6": "-6",
 }  # fmt: skip
+_OTHER_LONG = ("--insert", "--modprobe", "--set-counters")
 
 
 @dataclass(slots=True)
@@ -47,15 +49,19 @@ class ParsedRule:
     flag: str = ""
     target: str = ""
     target_words: list[str] = field(default_factory=list)
+    takes_options: bool = False
     counters: tuple[int, int] | None = None
     protocol: int = 0
+    flags: set[str] = field(default_factory=set)
+    users: frozenset[str] = frozenset()
 
 
 class RuleParser:
     """Parses rules of one family; keeps a cache so that equal words give the same Match."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, lenient: bool = False) -> None:
         self.family = family
+        self.lenient = lenient
         self._cache: dict[tuple[object, ...], Match] = {}
 
     def parse(
@@ -65,7 +71,7 @@ class RuleParser:
 
         Raises BadWord.
         """
-        rule = ParsedRule()
+        rule = ParsedRule(users=user_chains)
         index = 0
         while index < len(words):
             negated = words[index] == "!"
@@ -74,7 +80,7 @@ class RuleParser:
                 raise BadWord("`!` stands before nothing", "!")
             index = self._word(rule, words, index, negated)
         target = self._target(rule, user_chains)
-        matches = [self._close(opened) for opened in rule.opened]
+        matches = [self._close(opened, rule.protocol) for opened in rule.opened]
         choices = itertools.product(*rule.addresses)
         rules = [(*chosen, *rule.headers, *matches) for chosen in choices]
         return rules, target, rule
@@ -82,14 +88,10 @@ class RuleParser:
     def _word(self, rule: ParsedRule, words: Sequence[str], index: int, negated: bool) -> int:
         word = words[index]
         flag = HEADER_FLAGS.get(word)
-        if flag is None and len(word) > 2 and word[0] == "-" and word[1] != "-":
-            flag = HEADER_FLAGS.get(word[:2])
-            if flag is not None:
-                words = [*words[:index], word[:2], word[2:], *words[index + 1 :]]
-                self._header(rule, flag, words, index, negated)
-                return index + 1
+        if flag is None and word.startswith("-m"):
+            return self._header(rule, "-m", ["-m", word[2:]], 0, negated) - 1 + index
         if rule.flag and not flag and word.startswith("-"):
-            return self._target_or_match_option(rule, words, index, negated)
+            return self._behind_target(rule, words, index, negated)
         if flag is not None:
             return self._header(rule, flag, words, index, negated)
         if word.startswith("--"):
@@ -99,8 +101,11 @@ class RuleParser:
     def _header(
         self, rule: ParsedRule, flag: str, words: Sequence[str], index: int, negated: bool
     ) -> int:
-        if flag in ("-4", "-6"):
+        if flag in ("-4", "-6", "-v"):
             return index + 1
+        if flag in rule.flags and flag != "-m":
+            raise BadWord("this option can stand once", words[index])
+        rule.flags.add(flag)
         if flag == "-f":
             if self.family is Family.IPV6:
                 raise BadWord("ip6tables has no -f", "-f", "use -m frag")
@@ -125,6 +130,7 @@ class RuleParser:
             if rule.flag:
                 raise BadWord("a rule has one target", value)
             rule.flag, rule.target = flag, value
+            rule.takes_options = value not in targets.VERDICTS and value not in rule.users
         else:
             self._header_match(rule, flag, value, negated)
         return index + 2
@@ -162,25 +168,44 @@ class RuleParser:
         rule.counters = (int(packets), int(octets))
         return rest
 
-    def _option(self, rule: ParsedRule, words: Sequence[str], index: int, negated: bool) -> int:
-        name = words[index]
+    def _owner(self, rule: ParsedRule, word: str) -> tuple[_Open, str] | None:
+        """The match that knows an option, newest first, and the option's full name.
+
+        The protocol's own match is opened by an option that only it knows.
+        """
         for opened in reversed(rule.opened):
-            real = _option_name(name, opened.spec)
+            real = _option_name(word, opened.spec)
             if real is not None:
-                return self._take(opened, real, words, index, negated)
-        implicit = IMPLICIT.get(rule.protocol)
-        if implicit is not None and all(o.name != implicit for o in rule.opened):
-            _, found = spec(implicit, self.family)
-            real = _option_name(name, found)
-            if real is not None:
-                opened = _Open(implicit, found)
-                rule.opened.append(opened)
-                return self._take(opened, real, words, index, negated)
+                return opened, real
+        implicit = IMPLICIT.get((rule.protocol, self.family))
+        if implicit is None or any(o.name == implicit for o in rule.opened):
+            return None
+        _, found = spec(implicit, self.family)
+        real = _option_name(word, found)
+        if real is None:
+            return None
+        opened = _Open(implicit, found)
+        rule.opened.append(opened)
+        return opened, real
+
+    def _option(self, rule: ParsedRule, words: Sequence[str], index: int, negated: bool) -> int:
+        name, equals, value = words[index].partition("=")
+        owner = self._owner(rule, name)
+        if owner is not None and equals and owner[0].spec.options[owner[1]] == 1:
+            owner[0].options.append(Option(owner[1], (value,), negated))
+            return index + 1
+        if owner is not None and not equals:
+            return self._take(*owner, words, index, negated)
         for opened in reversed(rule.opened):
             if opened.spec.open:
-                return self._take(opened, name, words, index, negated)
+                return self._take(opened, words[index], words, index, negated)
+        flag = _abbreviated(words[index])
+        if flag is not None:
+            return self._header(rule, flag, words, index, negated)
         raise BadWord(
-            "unknown option", name, "name its match with -m before it, or correct the spelling"
+            "unknown option",
+            words[index],
+            "name its match with -m before it, or correct the spelling",
         )
 
     def _take(
@@ -196,29 +221,29 @@ class RuleParser:
             end = start + arity
             if end > len(words):
                 raise BadWord(f"the option takes {arity} argument(s)", words[index])
-            if arity and words[start] == "!":
-                raise BadWord("`!` stands behind its option", "!", f"write `! {name} …`")
+        if arity and words[start] == "!" and not (opened.spec.open or opened.name == "comment"):
+            raise BadWord("`!` stands behind its option", "!", f"write `! {name} …`")
         opened.options.append(Option(name, tuple(words[start:end]), negated))
         return end
 
-    def _target_or_match_option(
+    def _behind_target(
         self, rule: ParsedRule, words: Sequence[str], index: int, negated: bool
     ) -> int:
         """Options behind -j belong to the target, unless a match of the rule knows them."""
-        name = words[index]
-        target_has_options = rule.target not in targets.VERDICTS
-        if not target_has_options or any(
-            not o.spec.open and _option_name(name, o.spec) for o in rule.opened
-        ):
+        name = words[index].partition("=")[0]
+        if not rule.takes_options or self._owner(rule, name) is not None:
             return self._option(rule, words, index, negated)
-        end = index + 1
-        while end < len(words) and words[end] != "!" and not _starts_header(words, end):
-            end += 1
-        if rule.target in targets.EXTENSIONS and end - index > targets.option_words(rule.target):
-            extra = words[index + targets.option_words(rule.target)]
-            raise BadWord("this word stands where an option is expected", extra, "quote it")
         if negated:
-            rule.target_words.append("!")
+            raise BadWord("options of a target cannot be negated", words[index])
+        taken = targets.option_words(rule.target, words[index])
+        end = index + 1
+        if taken is None:
+            while end < len(words) and words[end] != "!" and not _is_option(words[end]):
+                end += 1
+        else:
+            end = index + taken
+            if end > len(words):
+                raise BadWord("the option lacks its argument", words[index])
         rule.target_words.extend(words[index:end])
         return end
 
@@ -226,30 +251,38 @@ class RuleParser:
         if not rule.flag:
             return targets.NO_TARGET
         known = rule.target in user_chains
-        if rule.flag == "-g" and not known:
+        if rule.flag == "-g" and not known and not self.lenient:
             raise BadWord("-g goes to a user chain", rule.target, "declare the chain before")
-        if known and rule.target_words:
-            raise BadWord("a jump takes no options", rule.target_words[0])
         return targets.make(rule.flag, rule.target, tuple(rule.target_words), user_chains)
 
-    def _close(self, opened: _Open) -> Match:
-        key = (opened.name, *((o.name, o.values, o.negated) for o in opened.options))
-        return self._cached(key, lambda: self._match(opened))
+    def _close(self, opened: _Open, protocol: int) -> Match:
+        by_protocol = opened.spec.by_protocol
+        key = (
+            opened.name,
+            protocol if by_protocol else 0,
+            *((o.name, o.values, o.negated) for o in opened.options),
+        )
+        return self._cached(key, lambda: self._match(opened, protocol))
 
-    def _match(self, opened: _Open) -> Match:
+    def _match(self, opened: _Open, protocol: int) -> Match:
         words = ["-m", opened.name]
         for option in opened.options:
             words += ["!"] * option.negated + [option.name, *option.values]
-        if opened.spec.required and not opened.options:
-            raise BadWord(f"match {opened.name} lacks its options", opened.name)
-        found = None
-        effect = StateEffect.NONE
-        if opened.spec.interpret is not None:
-            meaning = opened.spec.interpret(opened.options, self.family)
-            found, effect = meaning.alternatives, meaning.effect
-        else:
-            effect = dynamic.effect(opened.name)
-        return Match(opened.name, tuple(words), found, effect=effect)
+        opened.spec.check(opened.options, opened.name)
+        interpret = opened.spec.interpret
+        if opened.spec.by_protocol is not None:
+            interpret = opened.spec.by_protocol.get(protocol)
+            if interpret is None:
+                raise BadWord(
+                    f"{opened.name} needs a protocol that has ports",
+                    opened.name,
+                    "write -p tcp, udp, udplite, sctp or dccp, not negated",
+                )
+        if interpret is None:
+            effect = dynamic.effect(opened.name, opened.options)
+            return Match(opened.name, tuple(words), None, effect=effect)
+        meaning = interpret(opened.options, self.family)
+        return Match(opened.name, tuple(words), meaning.alternatives, effect=meaning.effect)
 
     def _cached(self, key: tuple[object, ...], make: object) -> Match:
         match = self._cache.get(key)
@@ -269,9 +302,13 @@ def _option_name(name: str, found: Spec) -> str | None:
     return begins[0] if len(begins) == 1 and len(name) > 3 else None
 
 
+def _abbreviated(word: str) -> str | None:
+    """The header flag that a shortened long option stands for, if it is the only one."""
+    if any(name.startswith(word) for name in _OTHER_LONG):
+        return None
+    flags = {flag for name, flag in HEADER_FLAGS.items() if name.startswith(word)}
+    return flags.pop() if len(flags) == 1 and len(word) > 3 else None
+
+
 def _is_option(word: str) -> bool:
     return word.startswith("--") or word in HEADER_FLAGS
-
-
-def _starts_header(words: Sequence[str], index: int) -> bool:
-    return _is_option(words[index])

@@ -43,8 +43,8 @@ EXTENSIONS: dict[str, Traits] = {
     "CONNSECMARK": _alters("secmark"),
     "SECMARK": _alters("secmark"),
     "CHECKSUM": Traits(),
-    "SET": Traits(effect=StateEffect.NAMED),
-    "TCPMSS": _alters("length"),
+    "SET": Traits(alters=frozenset({"mark"}), effect=StateEffect.NAMED),
+    "TCPMSS": Traits(False, _DROP, frozenset({"length"})),
     "TCPOPTSTRIP": Traits(),
     "TTL": _alters("ttl"),
     "HL": _alters("ttl"),
@@ -61,8 +61,11 @@ EXTENSIONS: dict[str, Traits] = {
     "REDIRECT": _NAT,
     "NETMAP": _NAT,
     "SAME": _NAT,
-    "TPROXY": _alters("address", "mark", terminal=True),
-    "SYNPROXY": Traits(True, _DROP),
+    "DNPT": _alters("address"),
+    "SNPT": _alters("address"),
+    "HMARK": _alters("mark"),
+    "TPROXY": Traits(True, _BOTH, frozenset({"address", "mark"})),
+    "SYNPROXY": Traits(False, _DROP),
     "TEE": Traits(),
     "LED": Traits(),
     "IDLETIMER": Traits(effect=StateEffect.NAMED),
@@ -71,19 +74,34 @@ EXTENSIONS: dict[str, Traits] = {
 UNKNOWN = Traits(False, _BOTH, frozenset({"all"}), StateEffect.INSTANCE)
 
 
-def option_words(name: str) -> int:
-    """How many words an option of a known target has at most, itself included."""
-    return 3 if name == "SET" else 2
+_FLAGS = (
+    "--log-tcp-sequence", "--log-tcp-options", "--log-ip-options", "--log-uid", "--log-macdecode",
+    "--queue-bypass", "--queue-cpu-fanout", "--notrack", "--clamp-mss-to-pmtu", "--random",
+    "--random-fully", "--persistent", "--nodst", "--ecn-tcp-remove", "--save-mark",
+    "--restore-mark", "--save", "--restore", "--sack-perm", "--timestamp", "--ecn",
+    "--checksum-fill", "--exist", "--map-mark", "--map-prio", "--map-queue", "--alarm",
+    "--send_nl_msg", "--led-always-blink",
+)  # fmt: skip
+"""Options of the known targets that take no argument."""
+
+
+def option_words(target: str, option: str) -> int | None:
+    """How many words an option of a target takes, itself included; None for unknown targets."""
+    if target not in EXTENSIONS:
+        return None
+    if "=" in option or any(flag.startswith(option) for flag in _FLAGS):
+        return 1
+    return 3 if target == "SET" and option in ("--add-set", "--del-set", "--map-set") else 2
 
 
 def make(flag: str, name: str, options: tuple[str, ...], user_chains: frozenset[str]) -> Target:
     """The target of a rule; `flag` is -j or -g."""
     words = (flag, name, *options)
-    if flag == "-g":
+    if flag == "-g" and name in user_chains:
         return Target(TargetKind.GOTO, name, words)
     if name in user_chains:
         return Target(TargetKind.JUMP, name, words)
-    if name in VERDICTS:
+    if name in VERDICTS and flag == "-j":
         return Target(TargetKind.VERDICT, name, words)
     traits = EXTENSIONS.get(name, UNKNOWN)
     return Target(

@@ -118,10 +118,28 @@ def test_a_refusal_names_line_and_word(text: bytes, line: int, word: str | None)
         assert refusal.value.word == word
 
 
-def test_a_line_of_a_mebibyte_is_read_or_refused() -> None:
+def test_a_line_of_a_mebibyte_is_refused_by_name() -> None:
     comment = "x" * (1 << 20)
     text = f'*filter\n-A INPUT -m comment --comment "{comment}" -j DROP\nCOMMIT\n'
-    assert comment in write(read_text(text))
+    with pytest.raises(RulesetRefused, match="at most 1023 bytes") as refusal:
+        read_text(text)
+    assert refusal.value.line == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('a"b c"d', ["ab c", "d"]),
+        ('"a"b', ["a", "b"]),
+        ('""x', ["", "x"]),
+        ("a\\b", ["a\\b"]),
+        ('"a\\"b"', ['a"b']),
+        ("a\tb", ["a", "b"]),
+        ("a\vb", ["a\vb"]),
+    ],
+)
+def test_words_end_where_iptables_restore_ends_them(line: str, words: list[str]) -> None:
+    assert split(line) == words
 
 
 def test_bytes_that_are_not_utf8_survive() -> None:

@@ -9,8 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bpfilter.ruleset.fields import ADDRESS_TYPES, Family, Field, Intervals
-from bpfilter.ruleset.matches.common import DYNAMIC, BadWord, Meaning, Option, intervals_term
+from bpfilter.ruleset.matches.common import (
+    DYNAMIC,
+    BadWord,
+    Meaning,
+    Option,
+    begins,
+    intervals_term,
+)
 
+LIMITS = frozenset({"--limit-iface-in", "--limit-iface-out"})
 OPTIONS = {"--src-type": 1, "--dst-type": 1, "--limit-iface-in": 0, "--limit-iface-out": 0}
 
 
@@ -23,14 +31,16 @@ def interpret(options: Sequence[Option], family: Family) -> Meaning:
             continue
         field = Field.SOURCE_TYPE if option.name == "--src-type" else Field.DESTINATION_TYPE
         terms.append(intervals_term(field, _types(option.values[0]), option.negated, family))
+    if not terms:
+        raise BadWord("addrtype takes --src-type or --dst-type", "addrtype")
     return DYNAMIC if limited else Meaning((tuple(terms),))
 
 
 def _types(word: str) -> Intervals:
     numbers = []
     for name in word.split(","):
-        if name.upper() not in ADDRESS_TYPES:
+        index = begins(name, ADDRESS_TYPES)
+        if index is None:
             raise BadWord("not an address type", name, ", ".join(ADDRESS_TYPES))
-        index = ADDRESS_TYPES.index(name.upper())
         numbers.append((index, index))
     return Intervals.of(numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,55 +41,70 @@ class Meaning:
 
 
 DYNAMIC = Meaning(None)
+_NUMBER = re.compile(r"[ \t\n\v\f\r]*\+?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
 Interpreter = Callable[[Sequence[Option], Family], Meaning]
 
 
 def intervals_term(field: Field, values: Intervals, negated: bool, family: Family) -> Term:
+    """A term over `values`, or over all others of the field's width when `negated`."""
     bits = field_bits(field, family)
     return Term(field, values.complement(bits) if negated else values)
 
 
 def conjunction(terms: Sequence[Term]) -> Meaning:
+    """All terms at once."""
     return Meaning((tuple(terms),))
 
 
 def number(word: str, top: int) -> int:
-    """A C-style number (decimal, 0x, leading 0 octal) up to `top`."""
-    try:
-        digits = word.lower()
-        if digits.startswith("0x"):
-            value = int(digits, 16)
-        elif len(digits) > 1 and digits.startswith("0"):
-            value = int(digits, 8)
-        else:
-            value = int(digits, 10)
-    except ValueError:
-        raise BadWord("a number is expected", word) from None
-    if not 0 <= value <= top:
+    """A number as strtoul reads it with base 0 (0x…, leading 0 octal), 0 to `top`.
+
+    Source: xtables_strtoul in libxtables/xtables.c. Raises BadWord.
+    """
+    value = plain_number(word)
+    if value is None:
+        raise BadWord("a number is expected", word)
+    if value > top:
         raise BadWord(f"the number must be 0 to {top}", word)
     return value
 
 
+def plain_number(word: str) -> int | None:
+    """The same without a bound; None if the word is no number."""
+    found = _NUMBER.fullmatch(word)
+    if found is None:
+        return None
+    digits = found[1]
+    if digits[:2] in ("0x", "0X"):
+        return int(digits, 16)
+    return int(digits, 8 if digits[0] == "0" else 10)
+
+
 def port(word: str, protocol: str) -> int:
-    """A port number or a service name of /etc/services."""
-    if word.isdigit() or word.lower().startswith("0x"):
-        return number(word, 65535)
+    """A port number or a service name of /etc/services (xtables_parse_port)."""
+    value = plain_number(word)
+    if value is not None and value <= 65535:
+        return value
     try:
         return socket.getservbyname(word, protocol)
-    except OSError:
+    except (OSError, ValueError):
         raise BadWord(
             f"no such port or {protocol} service", word, "use the port's number instead"
         ) from None
 
 
-def port_range(word: str, protocol: str, separator: str = ":") -> tuple[int, int]:
-    """`80`, `80:90`, `:90`, `80:` as an inclusive range; a reversed one is refused."""
-    low, found, high = word.partition(separator)
-    if not found:
+def port_range(word: str, protocol: str) -> tuple[int, int]:
+    """`80`, `80:90`, `:90`, `80:` as an inclusive range, which may be reversed."""
+    low, colon, high = word.partition(":")
+    if not colon:
         value = port(low, protocol)
         return value, value
-    first = port(low, protocol) if low else 0
-    last = port(high, protocol) if high else 65535
-    if first > last:
-        raise BadWord("the range is reversed", word, f"write {last}:{first}")
-    return first, last
+    return port(low, protocol) if low else 0, port(high, protocol) if high else 65535
+
+
+def begins(word: str, names: Sequence[str]) -> int | None:
+    """Index of the first name that begins so, in any case, as strncasecmp loops find it."""
+    if not word:
+        return None
+    upper = word.upper()
+    return next((i for i, name in enumerate(names) if name.upper().startswith(upper)), None)

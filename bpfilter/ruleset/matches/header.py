@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 
 from bpfilter.ruleset.fields import Family, Field, Intervals, MaskedValue, NamePattern, Term
-from bpfilter.ruleset.matches.common import BadWord, number
+from bpfilter.ruleset.matches.common import BadWord, number, plain_number
 from bpfilter.ruleset.model import Match
 
 PROTOCOLS = {
     "icmp": 1, "igmp": 2, "ipencap": 4, "tcp": 6, "egp": 8, "udp": 17, "dccp": 33, "ipv6": 41,
     "gre": 47, "esp": 50, "ipv6-crypt": 50, "ah": 51, "ipv6-auth": 51, "ipv6-icmp": 58,
-    "icmpv6": 58, "icmp6": 58, "ipv6-nonxt": 59, "ipv6-opts": 60,
+    "icmpv6": 58, "ipv6-nonxt": 59, "ipv6-opts": 60,
     "ospf": 89, "pim": 103, "ipcomp": 108,
     "vrrp": 112, "l2tp": 115, "sctp": 132, "mobility-header": 135, "ipv6-mh": 135, "mh": 135,
     "udplite": 136, "all": 0,
@@ -21,14 +20,14 @@ PROTOCOLS = {
 
 def protocol_number(word: str) -> int:
     """A protocol's number by name, number or /etc/protocols."""
+    if plain_number(word) is not None:
+        return number(word, 255)
     lowered = word.lower()
     if lowered in PROTOCOLS:
         return PROTOCOLS[lowered]
-    if lowered[:1].isdigit():
-        return number(word, 255)
     try:
         return socket.getprotobyname(lowered)
-    except OSError:
+    except (OSError, ValueError):
         raise BadWord("no such protocol", word, "use the protocol's number") from None
 
 
@@ -50,6 +49,8 @@ def interface(flag: str, word: str, negated: bool) -> Match:
         raise BadWord("an interface name has 1 to 15 characters", word)
     field = Field.IN_INTERFACE if flag == "-i" else Field.OUT_INTERFACE
     words = (*_not(negated), flag, word)
+    if word == "+" and not negated:
+        return Match(str(field), words, ((),), header=True)
     return Match(str(field), words, ((Term(field, NamePattern(word), negated),),), header=True)
 
 
@@ -82,33 +83,41 @@ def network_term(field: Field, value: int, mask: int, negated: bool, family: Fam
 
 
 def parse_network(word: str, family: Family) -> tuple[int, int]:
-    """(address, mask) of `a`, `a/len` or `a/mask`."""
+    """(address, mask) of `a`, `a/len` or `a/mask` (xtables_ipparse_multiple, parse_ipmask)."""
     text, slash, suffix = word.partition("/")
     value = parse_address(text, family)
     bits = 32 if family is Family.IPV4 else 128
     full = (1 << bits) - 1
     if not slash:
         return value, full
-    if suffix.isdigit():
-        length = int(suffix)
-        if length > bits:
-            raise BadWord(f"a prefix length is 0 to {bits}", word)
-        return value, full ^ (full >> length)
-    return value, parse_address(suffix, family)
+    length = plain_number(suffix)
+    if length is None:
+        return value, _parse_mask(suffix, family)
+    if length > bits:
+        raise BadWord(f"a prefix length is 0 to {bits}", word)
+    return value, full ^ (full >> length)
+
+
+def _parse_mask(text: str, family: Family) -> int:
+    if family is Family.IPV4 and text.count(".") != 3:
+        raise BadWord("not a mask", text, "write a prefix length or four numbers")
+    return parse_address(text, family)
 
 
 def parse_address(text: str, family: Family) -> int:
+    """An address without host names. IPv4 takes C numbers and completes short forms with zeros."""
     if family is Family.IPV6:
         try:
-            return int(ipaddress.IPv6Address(text))
-        except ValueError:
+            return int.from_bytes(socket.inet_pton(socket.AF_INET6, text))
+        except (OSError, ValueError):
             raise _not_an_address(text, "IPv6") from None
     parts = text.split(".")
-    if not 1 <= len(parts) <= 4 or not all(p.isdigit() and int(p) <= 255 for p in parts):
-        raise _not_an_address(text, "IPv4")
+    values = [plain_number(part) for part in parts]
     value = 0
-    for part in [*parts, *["0"] * (4 - len(parts))]:
-        value = value << 8 | int(part)
+    for part in [*values, *[0] * (4 - len(values))]:
+        if part is None or part > 255 or len(parts) > 4:
+            raise _not_an_address(text, "IPv4")
+        value = value << 8 | part
     return value
 
 

@@ -13,6 +13,7 @@ from bpfilter.ruleset.matches.common import (
     Option,
     intervals_term,
     number,
+    plain_number,
 )
 
 Names = Mapping[str, tuple[int, int, int]]
@@ -60,9 +61,7 @@ def interpreter(names: Names) -> Interpreter:
     lowered = {name.lower(): value for name, value in names.items()}
 
     def interpret(options: Sequence[Option], family: Family) -> Meaning:
-        if not options:
-            return Meaning(ALWAYS)
-        option = options[-1]
+        option = options[0]
         kind, low, high = _parse(option.values[0], lowered)
         if kind == 255 and family is Family.IPV4:
             return Meaning(() if option.negated else ALWAYS)
@@ -74,16 +73,14 @@ def interpreter(names: Names) -> Interpreter:
 
 def _parse(word: str, names: Names) -> tuple[int, int, int]:
     """A name, an unambiguous beginning of one, `type` or `type/code`."""
+    kind, slash, code = word.partition("/")
+    if plain_number(kind) is not None:
+        low, high = (number(code, 255),) * 2 if slash else (0, 255)
+        return number(kind, 255), low, high
     text = word.lower()
     if text in names:
         return names[text]
-    if text[:1].isdigit():
-        kind, slash, code = text.partition("/")
-        if slash:
-            exact = number(code, 255)
-            return number(kind, 255), exact, exact
-        return number(kind, 255), 0, 255
-    begins = {value for name, value in names.items() if name.startswith(text)}
-    if text and len(begins) == 1:
-        return begins.pop()
+    found = {value for name, value in names.items() if name.startswith(text)}
+    if text and len(found) == 1:
+        return found.pop()
     raise BadWord("not an ICMP type", word, "write its number, as type or type/code")

@@ -13,10 +13,14 @@ from bpfilter.ruleset.matches.common import (
     Option,
     conjunction,
     intervals_term,
+    number,
     port_range,
 )
 
 FLAGS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32, "ALL": 0x3F, "NONE": 0}
+
+REFUSE_REVERSED = ("tcp", "sctp")
+"""The others take a reversed range, which never matches (libxt_udp.c, libxt_dccp.c)."""
 
 PORT_OPTIONS: Mapping[str, int] = {
     "--sport": 1, "--source-port": 1, "--dport": 1, "--destination-port": 1,
@@ -45,24 +49,30 @@ def ports(protocol: str) -> Interpreter:
 
 
 def _term(option: Option, protocol: str, family: Family) -> Term | None:
-    if option.name in ("--sport", "--source-port"):
-        values = Intervals.of([port_range(option.values[0], protocol)])
-        return intervals_term(Field.SOURCE_PORT, values, option.negated, family)
-    if option.name in ("--dport", "--destination-port"):
-        values = Intervals.of([port_range(option.values[0], protocol)])
-        return intervals_term(Field.DESTINATION_PORT, values, option.negated, family)
+    if option.name in PORT_OPTIONS:
+        first, last = port_range(option.values[0], protocol)
+        if first > last and protocol in REFUSE_REVERSED:
+            raise BadWord("the range is reversed", option.values[0], f"write {last}:{first}")
+        source = option.name in ("--sport", "--source-port")
+        field = Field.SOURCE_PORT if source else Field.DESTINATION_PORT
+        values = Intervals.of([(first, last)])
+        return intervals_term(field, values, option.negated, family)
     if option.name == "--syn":
         return intervals_term(Field.TCP_FLAGS, masked(0x17, 0x02), option.negated, family)
     if option.name == "--tcp-flags":
         mask, wanted = (flags(word) for word in option.values)
+        if not mask and wanted:
+            return None  # never matches on legacy, always on nft (1.8.9)
         return intervals_term(Field.TCP_FLAGS, masked(mask, wanted), option.negated, family)
+    if option.name == "--tcp-option" and not number(option.values[0], 255) >= 1:
+        raise BadWord("a TCP option's number is 1 to 255", option.values[0])
     return None
 
 
 def flags(word: str) -> int:
     """A comma list of TCP flag names as a mask of byte 13 of the header."""
     mask = 0
-    for name in word.split(","):
+    for name in filter(None, word.split(",")):
         if name.upper() not in FLAGS:
             raise BadWord("not a TCP flag", name, f"flags are {', '.join(FLAGS)}")
         mask |= FLAGS[name.upper()]

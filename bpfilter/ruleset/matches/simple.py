@@ -58,9 +58,7 @@ def length(options: Sequence[Option], family: Family) -> Meaning:
         low, colon, high = option.values[0].partition(":")
         first = number(low, 65535) if low else 0
         last = (number(high, 65535) if high else 65535) if colon else first
-        if first > last:
-            raise BadWord("the range is reversed", option.values[0])
-        values = Intervals.single(first, last)
+        values = Intervals.of([(first, last)])
         terms.append(intervals_term(Field.LENGTH, values, option.negated, family))
     return conjunction(terms)
 
@@ -123,7 +121,7 @@ def mac(options: Sequence[Option], family: Family) -> Meaning:
     terms = []
     for option in options:
         word = option.values[0]
-        if not re.fullmatch(r"[0-9a-fA-F]{1,2}(:[0-9a-fA-F]{1,2}){5}", word):
+        if not re.fullmatch(r"\s*[0-9a-fA-F]{1,2}(:[0-9a-fA-F]{1,2}){5}", word):
             raise BadWord("not a MAC address", word, "write six bytes as 00:11:22:33:44:55")
         value = 0
         for part in word.split(":"):
@@ -134,7 +132,8 @@ def mac(options: Sequence[Option], family: Family) -> Meaning:
 
 
 def pkttype(options: Sequence[Option], family: Family) -> Meaning:
-    names = {"unicast": 0, "host": 0, "broadcast": 1, "bcast": 1, "multicast": 2, "mcast": 2}
+    names = {"unicast": 0, "host": 0, "broadcast": 1, "bcast": 1, "multicast": 2, "mcast": 2,
+        "otherhost": 3}  # fmt: skip
     terms = []
     for option in options:
         word = option.values[0].lower()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bpfilter.ruleset.fields import Family, Field, Intervals, Term
-from bpfilter.ruleset.matches.common import DYNAMIC, BadWord, Meaning, Option
+from bpfilter.ruleset.matches.common import DYNAMIC, BadWord, Meaning, Option, begins
 
 STATE_OPTIONS = {"--state": 1}
 CONNTRACK_OPTIONS = {
@@ -23,14 +23,15 @@ def interpret(options: Sequence[Option], family: Family) -> Meaning:
     for option in options:
         if option.name not in ("--state", "--ctstate"):
             return DYNAMIC
+        names = NAMES if option.name == "--state" else (*NAMES, *TRANSLATED)
         bits = []
         for name in option.values[0].split(","):
-            if option.name == "--ctstate" and name.upper() in TRANSLATED:
-                return DYNAMIC
-            matching = [s for s in NAMES if s == name.upper()]
-            if not matching:
+            index = begins(name, names)
+            if index is None:
                 raise BadWord("not a connection state", name, f"states are {', '.join(NAMES)}")
-            bits.append(NAMES.index(matching[0]))
+            bits.append(index)
+        if max(bits) >= len(NAMES):
+            return DYNAMIC
         wanted = set(range(5)) - set(bits) if option.negated else set(bits)
         terms.append(Term(Field.STATE, Intervals.of((bit, bit) for bit in wanted)))
     return Meaning((tuple(terms),))
