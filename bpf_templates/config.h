@@ -138,6 +138,7 @@ struct config {
 	__u32 counting;
 	__u32 summary_words; /* of every row */
 	__u32 stripes;	     /* block references of every row */
+	__u32 narrow;	     /* references are u16, else u32 */
 	__u32 iterations;
 	__u64 legacy_hook4; /* address of ipt_do_table, 0 if unknown */
 	__u64 legacy_hook6;

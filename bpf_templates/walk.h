@@ -14,9 +14,7 @@ struct walk {
 	const __u64 *rows[MAX_GROUPS];
 	const __u64 *state_row;
 	__u64 summary; /* candidates left in summary word `cursor` */
-	__u64 leaf;    /* candidates left in leaf word `word` */
 	__u32 cursor;
-	__u32 word;
 	__u32 position; /* entries before it are passed over */
 	__u32 node;
 	__u32 start; /* the node at which this state's walk began */
@@ -48,25 +46,14 @@ static __always_inline __u64 and_summary(const struct walk *w, const __u32 slot,
 	return word;
 }
 
-static __always_inline __u64 row_leaf(const __u64 *row, __u32 word)
+/* The block of a row's leaf words; one that is not there is a row without entries. */
+static __always_inline const __u64 *row_block(const __u64 *row, __u32 block)
 {
-	const __u32 *references = (const __u32 *)(row + config.summary_words);
-	const __u64 *block = element(&blocks, references[word / BLOCK_WORDS]);
+	const void *references = row + config.summary_words;
 
-	return block ? block[word % BLOCK_WORDS] : 0;
-}
-
-/* `word` is below stripes * BLOCK_WORDS. */
-static __always_inline __u64 and_leaf(const struct walk *w, const __u32 slot, __u32 word)
-{
-	const __u32 groups = config.slots[slot].groups;
-	__u64 leaf = ~0ull;
-
-	if (config.slots[slot].stateful)
-		leaf = row_leaf(w->state_row, word);
-	for (__u32 i = 0; i < groups; i++)
-		leaf &= row_leaf(w->rows[i], word);
-	return leaf;
+	if (config.narrow)
+		return element(&blocks, ((const __u16 *)references)[block]);
+	return element(&blocks, ((const __u32 *)references)[block]);
 }
 
 static __always_inline __u32 node_after(const __u32 slot, __u32 node, __u32 kind)
@@ -87,75 +74,33 @@ static __always_inline __u32 node_behind_item(const __u32 slot, __u32 node, __u3
 	return next ? *next : DEAD;
 }
 
-/* Go on at an entry; what was read of earlier ones is dropped. Returns 1 if it is out of range. */
+/* Go on at an entry. Returns 1 if it is out of range. */
 static __always_inline int skip_to(struct walk *w, const __u32 slot, __u32 position)
 {
-	__u32 word = position / 64;
-	__u32 cursor = word / 64;
+	__u32 cursor = position / 64 / 64;
 
 	w->position = position;
-	if (word == w->word) {
-		w->leaf &= ~0ull << (position % 64);
-		return 0;
-	}
-	w->leaf = 0;
-	if (cursor != w->cursor) {
-		barrier_var(cursor);
-		if (cursor >= config.summary_words)
-			return 1;
-		w->cursor = cursor;
-		w->summary = and_summary(w, slot, cursor);
-	}
-	w->summary &= ~0ull << (word % 64);
-	return 0;
-}
-
-/* Find the next leaf word with candidates. Returns 1 if there is none. */
-static __always_inline int next_leaf(struct walk *w, const __u32 slot)
-{
-	__u64 summary = w->summary;
-	__u64 leaf;
-	__u32 word;
-
-	if (!summary) {
-		__u32 cursor = w->cursor + 1;
-
-		barrier_var(cursor);
-		if (cursor >= config.summary_words)
-			return 1;
-		w->cursor = cursor;
-		w->summary = and_summary(w, slot, cursor);
-		return 0;
-	}
-	word = w->cursor * 64 + lowest_bit(summary);
-	w->summary = summary & (summary - 1);
-	barrier_var(word);
-	if (word >= config.stripes * BLOCK_WORDS)
+	barrier_var(cursor);
+	if (cursor >= config.summary_words)
 		return 1;
-	leaf = and_leaf(w, slot, word);
-	if (word == w->position / 64)
-		leaf &= ~0ull << (w->position % 64);
-	w->word = word;
-	w->leaf = leaf;
+	w->cursor = cursor;
+	w->summary = and_summary(w, slot, cursor) & ~0ull << (position / 64 % 64);
 	return 0;
 }
 
-/* Execute the operation of the next entry that holds the packet. Returns 1 at the walk's end. */
-static __always_inline int next_entry(struct walk *w, const __u32 slot)
+/* Execute the operation of an entry that holds the packet. Returns 1 at the walk's end. */
+static __always_inline int operate(struct walk *w, const __u32 slot, __u32 entry)
 {
-	__u64 leaf = w->leaf;
-	__u32 entry = w->word * 64 + lowest_bit(leaf);
 	__u32 op = number_at(&ops, config.slots[slot].ops_base + entry);
 	__u32 argument = op & 0x0fffffff;
 	__u32 kind = op >> 28;
 
-	w->leaf = leaf & (leaf - 1);
 	if (kind == OP_SKIP)
 		return skip_to(w, slot, argument);
 	if (kind == OP_ITEM || kind == OP_LAST_ITEM) {
 		w->node = node_behind_item(slot, w->node, argument);
 		if (kind == OP_ITEM)
-			return 0;
+			return skip_to(w, slot, entry + 1);
 	} else {
 		/* A walk that meets PUNT runs the original rules from their start. */
 		w->node = node_after(slot, kind == OP_PUNT ? w->start : w->node, kind);
@@ -165,13 +110,64 @@ static __always_inline int next_entry(struct walk *w, const __u32 slot)
 	return 1;
 }
 
+static __always_inline int next_summary(struct walk *w, const __u32 slot)
+{
+	__u32 cursor = w->cursor + 1;
+
+	barrier_var(cursor);
+	if (cursor >= config.summary_words)
+		return 1;
+	w->cursor = cursor;
+	w->summary = and_summary(w, slot, cursor);
+	return 0;
+}
+
+/* Look through the next block (eight leaf words, a byte of the summary) that may hold an entry: one
+ * reference per row serves all its words. Returns 1 at the walk's end.
+ */
 static __always_inline long step(struct walk *w, const __u32 slot)
 {
-	if (!w->leaf && next_leaf(w, slot))
+	const __u32 groups = config.slots[slot].groups;
+	const __u64 *block[MAX_GROUPS + 1];
+	__u64 summary = w->summary;
+	__u32 first, byte, number;
+
+	if (!summary)
+		return next_summary(w, slot);
+	first = lowest_bit(summary) & ~7u;
+	byte = summary >> first & 0xff;
+	w->summary = summary & ~(0xffull << first);
+	number = w->cursor * 8 + first / 8;
+	barrier_var(number);
+	if (number >= config.stripes)
 		return 1;
-	if (!w->leaf)
-		return 0;
-	return next_entry(w, slot);
+	for (__u32 i = 0; i < groups; i++) {
+		block[i] = row_block(w->rows[i], number);
+		if (!block[i])
+			return 1;
+	}
+	if (config.slots[slot].stateful) {
+		block[MAX_GROUPS] = row_block(w->state_row, number);
+		if (!block[MAX_GROUPS])
+			return 1;
+	}
+#pragma unroll
+	for (__u32 i = 0; i < BLOCK_WORDS; i++) {
+		__u32 word = number * BLOCK_WORDS + i;
+		__u64 leaf = ~0ull;
+
+		if (!(byte >> i & 1))
+			continue;
+		if (config.slots[slot].stateful)
+			leaf = block[MAX_GROUPS][i];
+		for (__u32 row = 0; row < groups; row++)
+			leaf &= block[row][i];
+		if (word == w->position / 64)
+			leaf &= ~0ull << (w->position % 64);
+		if (leaf)
+			return operate(w, slot, word * 64 + lowest_bit(leaf));
+	}
+	return 0;
 }
 
 static long step0(__u32 index, void *walk)
@@ -226,8 +222,7 @@ static __always_inline enum reason walk_states(struct walk *w, const __u32 slot,
 				return REASON_LOOKUP;
 		}
 		w->start = w->node = node;
-		w->position = w->cursor = w->word = 0;
-		w->leaf = 0;
+		w->position = w->cursor = 0;
 		w->ended = 0;
 		w->summary = and_summary(w, slot, 0);
 		/* Most packets' walks are one step long. */

@@ -118,6 +118,7 @@ class Config(ctypes.Structure):
                 "counting",
                 "summary_words",
                 "stripes",
+                "narrow",
                 "iterations",
             )
         ),

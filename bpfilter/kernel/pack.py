@@ -14,6 +14,12 @@ from bpfilter.errors import CompileError
 from bpfilter.kernel.config import IDS_BLOCK, MAX_MASKS, MAX_STATES, SLOTS, Config, SlotConfig
 from bpfilter.ruleset.fields import Family, Field
 
+LINE = 64
+"""Bytes of a cache line."""
+
+NARROW = 1 << 16
+"""Up to so many blocks are referred to by u16: a row of 10 000 entries is then one cache line."""
+
 OP_LAST_ITEM = 6
 _AXIS_NUMBER = {field: number for number, field in enumerate(AXES)}
 
@@ -86,8 +92,9 @@ def pack(image: Image, config: Config) -> Contents:
     used = [slot.plan.tables for slot in slots if slot is not None]
     config.summary_words = max((t.summary_words for t in used), default=1)
     config.stripes = max((_stripes(t) for t in used), default=1)
-    # An even number of references, so that rows stay whole words.
-    pitch = config.summary_words + -(-config.stripes // 2)
+    config.narrow = sum(len(t.blocks) for t in used) <= NARROW
+    width = 2 if config.narrow else 4
+    pitch = _pitch(8 * config.summary_words + width * config.stripes)
     ids, bounds, rows, blocks, ops, nodes = (_Parts([]) for _ in range(6))
     edges: dict[int, int] = {}
     macs: dict[int, int] = {}
@@ -100,7 +107,7 @@ def pack(image: Image, config: Config) -> Contents:
         tables = slot.plan.tables
         target = config.slots[number]
         block_base = blocks.add(tables.blocks)
-        row_base = rows.add(_rows(tables, config.summary_words, pitch, block_base))
+        row_base = rows.add(_rows(tables, config, pitch, block_base))
         _slot_config(target, slot, ids.add(tables.ids), bounds.add(tables.bounds), row_base)
         target.ops_base = ops.add(_ops(tables))
         target.node_base = nodes.add(slot.transitions.nodes)
@@ -128,14 +135,25 @@ def _stripes(tables: ChainTables) -> int:
     return 2 * (tables.row_words - tables.summary_words)
 
 
-def _rows(tables: ChainTables, summary_words: int, pitch: int, block_base: int) -> U64:
-    """The chain's rows at the common width; references become absolute."""
-    own = tables.rows[:, tables.summary_words :]
-    moved = np.full((len(own), pitch - summary_words), block_base * (1 | 1 << 32), np.uint64)
-    moved[:, : own.shape[1]] += own
+def _pitch(size: int) -> int:
+    """Words per row: whole cache lines, or a part of one that never lies across two."""
+    return (
+        -(-size // LINE) * LINE // 8 if size > LINE // 2 else 1 << (-(-size // 8) - 1).bit_length()
+    )
+
+
+def _rows(tables: ChainTables, config: Config, pitch: int, block_base: int) -> U64:
+    """The chain's rows at the common width; references become absolute, and narrow if they can."""
+    own = np.ascontiguousarray(tables.rows[:, tables.summary_words :]).view("<u4") + np.uint32(
+        block_base
+    )
+    width = 2 if config.narrow else 4
     wide = np.zeros((len(own), pitch), np.uint64)
     wide[:, : tables.summary_words] = tables.rows[:, : tables.summary_words]
-    wide[:, summary_words:] = moved
+    references = wide.view("<u2" if config.narrow else "<u4")
+    first = 8 * config.summary_words // width
+    references[:, first : first + config.stripes] = block_base
+    references[:, first : first + own.shape[1]] = own
     return wide
 
 
