@@ -12,7 +12,7 @@ from bpfilter.compiler.classes import Vectors, distinct_blocks, exact_classes
 from bpfilter.compiler.fold import fold
 from bpfilter.compiler.intervals import partition
 from bpfilter.compiler.ir import Entry, OpKind, Space
-from bpfilter.compiler.layout import MAX_ENTRIES, AxisKind
+from bpfilter.compiler.layout import MAX_ENTRIES, MAX_GROUPS, AxisKind
 from bpfilter.compiler.simulate import classify, matching_entries, packet_rows
 from bpfilter.compiler.tables import build_tables
 from bpfilter.compiler.walk import walk
@@ -200,3 +200,23 @@ def test_too_many_entries_are_an_error_that_says_what_to_do() -> None:
     long = replace(flat, entries=flat.entries * (MAX_ENTRIES + 1))
     with pytest.raises(CompileError, match="merge rules"):
         build_tables(long)
+
+
+def test_too_many_groups_of_fields_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = random_chain(1, 80, Family.IPV4)
+    assert len({field for entry in flat.entries for field in entry.box}) > MAX_GROUPS
+    monkeypatch.setattr("bpfilter.compiler.tables.MAX_PAIRS", 1)
+    with pytest.raises(CompileError, match="combinations"):
+        build_tables(flat)
+
+
+def test_axes_stay_apart_when_their_rows_would_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = random_chain(2, 60, Family.IPV4, fields=2)
+    monkeypatch.setattr("bpfilter.compiler.tables.MAX_FOLDED_BYTES", 1 << 12)
+    tables = build_tables(flat)
+    assert sum(axis.ends_group for axis in tables.axes) > 3
+    rng = random.Random(4)
+    for _ in range(50):
+        packet = random_packet(rng, flat)
+        walks = classify(tables, packet)
+        assert all(walks[mask] == walk(flat, packet, mask & -mask)[0] for mask in walks)
