@@ -31,6 +31,9 @@ NAT_BEFORE: Mapping[Hook, Hook] = {
 }
 """The nat chain that has translated packets already when the hook sees them."""
 
+NAT_STATES = int(State.NEW | State.RELATED)
+"""States in which the nat table's rules are consulted (nf_nat_inet_fn, nf_nat_core.c)."""
+
 _MISSING = {
     "INPUT": Field.OUT_INTERFACE,
     "PREROUTING": Field.OUT_INTERFACE,

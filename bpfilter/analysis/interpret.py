@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from bpfilter.analysis.conditions import Hook, Scene, nat_before, static_part
+from bpfilter.analysis.conditions import NAT_STATES, Hook, Scene, nat_before, static_part
 from bpfilter.compiler.ir import Action, Item, Space, Treatment, Verdict
 from bpfilter.ruleset.fields import STATES, Field
 from bpfilter.ruleset.model import Chain, RuleRef, Ruleset
@@ -65,6 +65,8 @@ def rule_holds(
 ) -> bool:
     """Whether the static part of a rule matches (a nat rule: may match in some state)."""
     rule = ruleset.rule(ref)
+    if rule.table == "nat" and not state & NAT_STATES:
+        return False
     states = STATES if rule.table == "nat" else (state,)
     parts = static_part(rule, treatment, scene.space)
     return any(

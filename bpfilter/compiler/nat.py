@@ -1,7 +1,10 @@
 """Which packets the nat table may translate before the filter hook sees them.
 
-The answer errs on one side only: a packet that a rule *might* translate is punted. Connection
-state and dynamic matches therefore never exclude a packet here.
+The rules are asked only for a packet that begins a connection (NEW, or RELATED by expectation:
+nf_nat_inet_fn in net/netfilter/nf_nat_core.c); whether an established one was translated is known
+at the filter hook, where the dispatch asks conntrack. The answer errs on one side only: a packet
+that a rule *might* translate is punted, so what a rule says of connection state, and dynamic
+matches, never exclude a packet here.
 """
 
 from __future__ import annotations
@@ -11,8 +14,11 @@ from collections.abc import Mapping
 from bpfilter.compiler.guards import GuardBuilder
 from bpfilter.compiler.ir import Action, Guard, Space, Treatment
 from bpfilter.compiler.scope import closure, unresolved
-from bpfilter.ruleset.fields import ALL_STATES, Field
+from bpfilter.ruleset.fields import ALL_STATES, Field, State
 from bpfilter.ruleset.model import Chain, Rule, RuleRef, Ruleset, TargetKind
+
+ASKED = int(State.NEW | State.RELATED)
+"""The states in which the nat table's rules are consulted."""
 
 
 def nat_treatments(
@@ -35,7 +41,7 @@ def nat_treatments(
 def _treat(rule: Rule, chain: Chain, space: Space, builder: GuardBuilder) -> Treatment:
     matches = [m for m in rule.matches if not m.dynamic and not unresolved(m, space)]
     exact = len(matches) == len(rule.matches)
-    guards = tuple(Guard(guard.box, ALL_STATES) for guard in builder.guards(matches))
+    guards = tuple(Guard(guard.box, ASKED) for guard in builder.guards(matches))
     exact = exact and all(
         guard.states == ALL_STATES for match in matches for guard in builder.guards([match])
     )

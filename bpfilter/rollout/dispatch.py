@@ -147,8 +147,13 @@ class _Builder:
         linear = len(rules) <= LINEAR_CODES
         lines = [rule for _, rule in rules] if linear else self.two_levels(rules)
         if translated and lines:
-            # xt_conntrack: both are set exactly if the connection's tuple was rewritten.
-            lines.insert(0, f"-m conntrack --ctstate SNAT,DNAT -g {self.add('X', [self.clear])}")
+            # Before filter, nf_nat_packet rewrites the destination alone: of original packets if
+            # the connection has a DNAT, of replies if it has an SNAT (net/netfilter/nf_nat_core.c).
+            untouched = self.add("X", [self.clear])
+            lines[:0] = [
+                f"-m conntrack --ctstate DNAT --ctdir ORIGINAL -g {untouched}",
+                f"-m conntrack --ctstate SNAT --ctdir REPLY -g {untouched}",
+            ]
         self.chains[ENTRY_PREFIX + self.plan.chain] = (*lines, self.clear)
 
     def two_levels(self, rules: Sequence[tuple[int, str]]) -> list[str]:

@@ -231,3 +231,18 @@ def test_a_loop_of_chains_is_an_error_that_shows_it() -> None:
     text = filter_table("-A INPUT -j a", "-A a -j b", "-A b -j a", chains=("a", "b"))
     with pytest.raises(CompileError, match="a → b → a"):
         classified(text)
+
+
+def test_nat_is_asked_only_for_packets_that_begin_a_connection() -> None:
+    text = """\
+        *nat
+        :PREROUTING ACCEPT [0:0]
+        -A PREROUTING -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 8080
+        COMMIT
+        *filter
+        :INPUT DROP [0:0]
+        COMMIT
+        """
+    first = flat(text).entries[0]
+    assert first.kind is OpKind.PUNT
+    assert first.states == State.NEW | State.RELATED
