@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain as chained
 
 from bpfilter.compiler.ir import FlatChain
 from bpfilter.kernel.addresses import LocalRoute
@@ -64,7 +63,7 @@ def address_types(routes: Sequence[LocalRoute]) -> Callable[[int], int]:
             return _BROADCAST
         if address >> 28 == 14:
             return _MULTICAST
-        kinds = chained(exact[shift].get(address >> shift) for shift in shifts)
+        kinds = (exact[shift].get(address >> shift) for shift in shifts)
         return next((kind for kind in kinds if kind is not None), _UNICAST)
 
     return type_of

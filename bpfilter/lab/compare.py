@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from bpfilter.compiler.ir import FlatChain, Function, Verdict, Walk
+from bpfilter.compiler.ir import FlatChain, Function, OpKind, Verdict, Walk
 from bpfilter.kernel.config import Reason
 from bpfilter.lab.oracle import Observation
 from bpfilter.ruleset.fields import Family, Field
@@ -172,7 +172,8 @@ def final_counts(
             continue
         index = next(i for i, mask in enumerate(classes) if mask & state)
         certain[flat.entries[program.final[index]].rule] += 1
-    rules = {entry.rule for entry in flat.entries if entry.rule.number}
+    ends = {e.rule for e in flat.entries if e.kind in (OpKind.ACCEPT, OpKind.DROP)}
+    rules = {ref for ref in ends if ref.number}
     return {ref: CounterBounds(certain[ref], certain[ref] + unsure) for ref in rules}
 
 

@@ -226,9 +226,12 @@ def _exempt(namespace: Namespace, family: Family) -> bool:
         return False
     low, high = UNTRACKED_NUMBERS
     table, field = ("ip", "ip id") if family is Family.IPV4 else ("ip6", "ip6 flowlabel")
-    text = (
-        f"table {table} bpflab {{ chain first {{"
-        f" type filter hook prerouting priority -400; {field} {low}-{high} notrack; }} }}\n"
-    )
+    text = f"""table {table} bpflab {{
+ chain first {{
+  type filter hook prerouting priority -400
+  {field} {low}-{high} notrack
+ }}
+}}
+"""
     namespace.run("nft", ["-f", "-"], text.encode())
     return True

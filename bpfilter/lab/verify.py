@@ -1,4 +1,4 @@
-"""The lab as a whole: a ruleset on a private copy of this kernel's network, judged packet by packet.
+"""The lab as a whole: a ruleset in namespaces of this kernel, judged packet by packet.
 
 Two runs over the same packets. In *shadow* the classifier only records; its answers are compared
 with what iptables did. In *cutover*, in fresh namespaces, the dispatch is installed and packets are
@@ -241,7 +241,7 @@ class _Verification:
         run: _Run,
     ) -> list[Divergence]:
         """The first mismatches of the shadow run; each packet is sent once more, alone."""
-        found = []
+        found: list[Divergence] = []
         for observation, judgement in zip(
             run.observations, self.judgements(chain, run), strict=True
         ):
@@ -305,7 +305,7 @@ class _Verification:
     def after_cutover(
         self, chain: ChainPlan, first: _Run, second: _Run, mark: MarkField
     ) -> list[Divergence]:
-        found = []
+        found: list[Divergence] = []
         judged = zip(second.observations, self.compared(chain, first, second), strict=True)
         for observation, judgement in judged:
             if judgement.agreement is Agreement.MISMATCH and len(found) < _SHOWN:
