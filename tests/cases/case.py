@@ -39,9 +39,13 @@ def rules(
     chains: Sequence[str] = (),
     mangle: Sequence[str] = (),
     tables: str = "",
+    counting: str = "",
 ) -> str:
-    """A ruleset with these filter rules; `mangle` rules stand before the counting one."""
-    comment = "-m comment --comment"
+    """A ruleset with these filter rules; `mangle` rules stand before the counting one.
+
+    `counting`: a match of the packets to count, where others can come in between.
+    """
+    comment = f"{counting} -m comment --comment".lstrip()
     return "\n".join(
         [
             tables.strip("\n"),

@@ -69,6 +69,22 @@ def test_a_renamed_interface_takes_the_original_rules() -> None:
             assert case.tables.packets("-p udp .*-j ACCEPT") == before
 
 
+def test_an_address_that_comes_or_goes_is_judged_by_the_original_rules() -> None:
+    extra = IP(src=PEER4, dst="10.99.1.9") / UDP(sport=1000, dport=5000)
+    with Case(*_LEGACY4) as case:
+        case.tables.restore(rules(PORT))
+        with enforcing(case, *_LEGACY4) as program:
+            call("ip", "-n", case.fw, "addr", "add", "10.99.1.9/24", "dev", "v1")
+            assert case.judge(extra) == ACCEPT
+            assert program.decided() == 0
+            assert program.tick() is None
+            assert case.judge(extra) == ACCEPT
+            call("ip", "-n", case.fw, "addr", "del", "10.99.1.9/24", "dev", "v1")
+            assert case.judge(extra) == DROP
+            assert program.tick() is None
+            assert case.judge(PACKET) == ACCEPT
+
+
 def test_a_lease_from_another_clock_counts_as_over() -> None:
     with Case(*_LEGACY4) as case:
         case.tables.restore(rules(PORT))

@@ -11,7 +11,14 @@ import struct
 
 import pytest
 from scapy.layers.inet import IP, UDP, fragment
-from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, fragment6
+from scapy.layers.inet6 import (
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    fragment6,
+)
 from scapy.layers.l2 import Dot1Q
 from scapy.packet import Packet, Padding, Raw
 
@@ -69,6 +76,28 @@ def test_ip_options_take_the_original_rules() -> None:
     options = bytes([7, 7, 4, 0, 0, 0, 0, 0])
     odd = IP(src=PEER4, dst=FW4, options=[Raw(options)]) / UDP(sport=1000, dport=5000)
     assert compare(rules(PORT), lambda case: case.judge(odd), decided=False) == ACCEPT
+
+
+@pytest.mark.parametrize("port", [5000, 5001])
+def test_extension_headers_are_walked_as_ip6tables_walks_them(port: int) -> None:
+    here = IPv6(src=PEER6, dst=FW6)
+    datagram = UDP(sport=1000, dport=port)
+    six = [socket.IPPROTO_UDP, *bytes(7)]
+    packets = [
+        here / datagram,
+        here / IPv6ExtHdrHopByHop() / datagram,
+        here / IPv6ExtHdrDestOpt() / datagram,
+        here / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt() / datagram,
+        here / IPv6ExtHdrRouting(segleft=0) / datagram,
+        here / IPv6ExtHdrFragment(offset=0, m=0) / datagram,
+        IPv6(src=PEER6, dst=FW6, nh=59) / Raw(bytes(datagram)),
+        IPv6(src=PEER6, dst=FW6, nh=51) / Raw(bytes([17, 1, *bytes(10)]) + bytes(datagram)),
+        IPv6(src=PEER6, dst=FW6, nh=135) / Raw(bytes(six) + bytes(datagram)),
+    ]
+    last = ("-A INPUT -p udp -j DROP", "-A INPUT ! -p tcp -j ACCEPT")
+    ruleset = rules(PORT, *last, counting="! -p ipv6-icmp")
+    seen = compare(ruleset, lambda case: case.judged(*packets), family=Family.IPV6)
+    assert seen[0] == (ACCEPT if port == 5000 else DROP)
 
 
 @pytest.mark.parametrize(

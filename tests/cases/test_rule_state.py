@@ -12,7 +12,7 @@ from bpfilter.rollout.notices import notices
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
 from bpfilter.ruleset.read import read_text
-from tests.cases.case import FW4, PEER4, Case, compare, rules
+from tests.cases.case import ACCEPT, DROP, FW4, PEER4, Case, compare, rules
 from tests.cases.enforcing import enforcing
 
 pytestmark = pytest.mark.kernel
@@ -103,3 +103,23 @@ def test_what_our_edit_refills_is_announced(backend: Backend, refilled: int) -> 
             assert case.passing(*five) == refilled
     said = [line for line in notices([read_text(text)], backend) if "filter/INPUT/1" in line]
     assert bool(said) == bool(refilled)
+
+
+@BACKENDS
+def test_words_that_need_quoting_survive_in_residuals(backend: Backend) -> None:
+    odd = ['"a \\"b\\" \\\\ c"', "'single'", '"-j DROP"', '"caf\u00e9 $HOME `x`"', '""']
+    ruleset = rules(
+        *(
+            f"-A INPUT -p udp -m udp --dport {1000 + n} -m mark --mark 0x0/0x1"
+            f" -m comment --comment {text} -j ACCEPT"
+            for n, text in enumerate(odd)
+        ),
+        '-A INPUT -p udp -m string --algo bm --string "a b|c" -j DROP',
+        '-A INPUT -p udp -m string --algo bm --hex-string "|00ff|x y" -j DROP',
+        '-A INPUT -p udp -m limit --limit 5/min -j LOG --log-prefix "odd \\"one\\": "',
+    )
+
+    def scenario(case: Case) -> list[str]:
+        return case.judged(*(IP4 / UDP(dport=1000 + n) for n in range(len(odd) + 1)))
+
+    assert compare(ruleset, scenario, backend=backend) == [ACCEPT] * len(odd) + [DROP]
