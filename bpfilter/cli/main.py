@@ -17,6 +17,7 @@ from bpfilter.cli.eval import eval_command
 from bpfilter.cli.plan import plan_command
 from bpfilter.cli.run import run_app
 from bpfilter.cli.teardown import teardown_command
+from bpfilter.cli.verify import verify_command
 
 EPILOG = "Exit codes: 0 done · 1 failed or diverged · 2 ruleset refused · 64 usage."
 
@@ -49,6 +50,7 @@ def _root(
 
 app.command("plan", epilog=EPILOG)(plan_command)
 app.command("eval", epilog=EPILOG)(eval_command)
+app.command("verify", epilog=EPILOG)(verify_command)
 app.command("deploy", epilog=EPILOG)(deploy_command)
 app.command("demo", epilog=EPILOG)(demo_command)
 app.command("teardown", epilog=EPILOG)(teardown_command)
