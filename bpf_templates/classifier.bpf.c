@@ -172,7 +172,7 @@ int capture(struct __sk_buff *skb)
 
 	if (!g)
 		return TC_ACT_SHOT;
+	g->known = 0;
 	observe_generation(skb, g);
-	g->seen++;
 	return TC_ACT_OK;
 }

@@ -20,33 +20,40 @@ static __always_inline int lease_over(const struct runtime *run)
 	return now >= run->valid_until || run->valid_until - now > LONGEST_LEASE;
 }
 
+#define KNOWS_NFT    1
+#define KNOWS_LEGACY 2
+
 /* Changes with every replacement of a legacy table on LOCAL_IN: iptables allocates a new
- * xt_table_info each time. Addresses may be used again, so the sizes take part. The difference to
- * a fixed address stands for the pointer: the verifier lets pointers be subtracted, not mixed.
+ * xt_table_info each time. Addresses may be used again, so the sizes take part.
+ *
+ * The tables' types may live in a module's BTF, so their fields are read by address: a cast would
+ * need a type of vmlinux. Where there are no such types the number of hooks stands for them, which
+ * at least shows a table that appears.
  */
 static __always_inline __u64 legacy_generation(const struct nf_hook_entries *entries, __u64 hook)
 {
-	const struct xt_table_info *info;
 	const struct nf_hook_entry *entry;
+	const struct xt_table_info *info;
 	const struct xt_table *table;
-	const __u32 type = bpf_core_type_id_kernel(struct xt_table);
-	__u64 mixed = 1, at;
+	__u64 mixed = 1, sizes;
 	__u32 number;
 
 	if (!entries)
 		return 0;
 	number = entries->num_hook_entries;
+	if (!hook || !bpf_core_field_exists(struct xt_table, private))
+		return number;
 	entry = entries->hooks;
 	for (__u32 i = 0; i < HOOK_ENTRIES && i < number; i++, entry++) {
 		if ((__u64)entry->hook != hook)
 			continue;
-		table = bpf_rdonly_cast(entry->priv, type);
-		info = table->private;
-		at = (__u64)info - (__u64)&config;
-		barrier_var(at); /* or clang adds the pointer to a number first */
-		mixed = (mixed + at) * 0x9e3779b97f4a7c15ull;
-		mixed = (mixed + info->size) * 0x9e3779b97f4a7c15ull;
-		mixed ^= (__u64)info->number << 32 | i;
+		table = entry->priv;
+		info = BPF_CORE_READ(table, private);
+		/* `size` and `number`, the first two members. */
+		if (bpf_core_read(&sizes, sizeof(sizes), &info->size))
+			return 0;
+		mixed = (mixed + (__u64)info) * 0x9e3779b97f4a7c15ull;
+		mixed = (mixed ^ sizes) * 0x9e3779b97f4a7c15ull + i;
 	}
 	return mixed;
 }
@@ -57,14 +64,14 @@ static __always_inline void observe_generation(struct __sk_buff *skb, struct gen
 	struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
 	struct net *net = kernel->dev->nd_net.net;
 
-	if (bpf_core_field_exists(net->nft.base_seq))
+	if (bpf_core_field_exists(net->nft.base_seq)) {
 		g->nft = net->nft.base_seq;
-	if (config.legacy_hook4)
-		g->legacy[0] =
-			legacy_generation(net->nf.hooks_ipv4[NF_LOCAL_IN], config.legacy_hook4);
-	if (config.legacy_hook6)
-		g->legacy[1] =
-			legacy_generation(net->nf.hooks_ipv6[NF_LOCAL_IN], config.legacy_hook6);
+		g->known |= KNOWS_NFT;
+	}
+	if (config.legacy_hook4 && bpf_core_field_exists(struct xt_table, private))
+		g->known |= KNOWS_LEGACY;
+	g->legacy[0] = legacy_generation(net->nf.hooks_ipv4[NF_LOCAL_IN], config.legacy_hook4);
+	g->legacy[1] = legacy_generation(net->nf.hooks_ipv6[NF_LOCAL_IN], config.legacy_hook6);
 }
 
 static __always_inline int generation_differs(struct __sk_buff *skb, const struct runtime *run)

@@ -54,7 +54,7 @@ struct runtime {
 struct generation {
 	__u64 legacy[2];
 	__u32 nft;
-	__u32 seen;
+	__u32 known; /* which of them this kernel shows */
 };
 
 struct count {

@@ -137,7 +137,7 @@ RUNTIME = np.dtype(
         ("out_class", "<u4", (SLOTS,)),
     ]
 )
-GENERATION = np.dtype([("legacy", "<u8", (2,)), ("nft", "<u4"), ("seen", "<u4")])
+GENERATION = np.dtype([("legacy", "<u8", (2,)), ("nft", "<u4"), ("known", "<u4")])
 COUNT = np.dtype([("packets", "<u8"), ("bytes", "<u8")])
 RECORD = np.dtype(
     [

@@ -14,13 +14,15 @@ _HOOKS = ("ipt_do_table", "ip6t_do_table")
 class Generation:
     """State of the rules in one network namespace; every edit changes it.
 
-    `nft` counts transactions of nf_tables (0 where the kernel hides the counter). `legacy` stands
-    for the tables on LOCAL_IN of iptables-legacy and ip6tables-legacy. Values are comparable for
-    one loaded program only.
+    `nft` counts transactions of nf_tables. `legacy` stands for the tables on LOCAL_IN of
+    iptables-legacy and ip6tables-legacy. Kernels may hide one or the other (`shows_nft`,
+    `shows_legacy`): edits there are noticed only by reading the rules again.
     """
 
     nft: int
     legacy: tuple[int, int]
+    shows_nft: bool = True
+    shows_legacy: bool = True
 
 
 @cache

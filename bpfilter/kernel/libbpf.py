@@ -190,7 +190,7 @@ class BpfObject:
             f"{self._name} {what}{why}" + (f": {said}" if said else ""),
             hint="loading BPF needs root or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
             if number in (1, 13)
-            else "run make templates, and bpfilter doctor for what this kernel lacks",
+            else "make templates compiles the objects; bpfilter needs Linux 6.6 with BTF",
         )
 
 

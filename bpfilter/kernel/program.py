@@ -37,11 +37,11 @@ from bpfilter.kernel.config import (
 from bpfilter.kernel.generation import Generation, legacy_hooks
 from bpfilter.kernel.libbpf import BpfObject
 from bpfilter.kernel.pack import Contents, pack
+from bpfilter.kernel.probe import require
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "_templates"
 RECORDS = 1 << 16
 ITERATIONS = 8192
-_MAP_NAMES = ("runtime", "trace", "counters", "punts", "outcomes")
 _SKB_BYTES = 192
 _LONGEST_RUN = 3520
 _SKB_MARK = 8
@@ -114,6 +114,7 @@ class Classifier:
     def load(cls, image: Image, options: Options | None = None) -> Classifier:
         """Load an image; raises KernelError or VerifierRejected, and leaves nothing behind then."""
         options = options or Options()
+        require()
         config = _config(options)
         contents = pack(image, config)
         loaded = BpfObject(TEMPLATES / "classifier.bpf.o")
@@ -222,7 +223,13 @@ class Classifier:
         syscall.run_program(self._object.program_fd("capture"), _FRAME)
         raw = syscall.map_lookup(self.map_fd("observed"), bytes(4), GENERATION.itemsize)
         (seen,) = np.frombuffer(raw, GENERATION)
-        return Generation(int(seen["nft"]), (int(seen["legacy"][0]), int(seen["legacy"][1])))
+        known = int(seen["known"])
+        return Generation(
+            int(seen["nft"]),
+            (int(seen["legacy"][0]), int(seen["legacy"][1])),
+            shows_nft=bool(known & 1),
+            shows_legacy=bool(known & 2),
+        )
 
     def set_generation(self, generation: Generation) -> None:
         """The program decides only while the rules are of this generation."""
