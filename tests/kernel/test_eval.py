@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bpfilter.cli import main
 from tests.kernel.test_punts import MACS, TCP, UDP, ipv4, ipv6, options
 
 pytestmark = pytest.mark.kernel
@@ -51,14 +53,22 @@ def write_pcap(path: Path, frames: list[bytes], link: int = 1) -> Path:
     return path
 
 
-def run(tmp_path: Path, *arguments: str, rules: str = RULES) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(tmp_path: Path, *arguments: str, rules: str = RULES) -> Done:
     (tmp_path / "rules").write_text(rules)
-    return subprocess.run(
-        [sys.executable, "-c", "from bpfilter.cli.main import main; main()", "eval",
-         "--ruleset", str(tmp_path / "rules"), "--pcap", str(tmp_path / "x.pcap"),
-         "--format", "jsonl", *arguments],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main.run(
+            ["eval", "--ruleset", str(tmp_path / "rules"), "--pcap", str(tmp_path / "x.pcap"),
+             "--format", "jsonl", *arguments]
+        )  # fmt: skip
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def evaluate(
