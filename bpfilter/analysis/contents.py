@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from bpfilter.analysis.decode import AxisMap, Bits, Classes, Decoded, Group, opcodes
 from bpfilter.analysis.diagrams import Diagrams, Packets
 from bpfilter.analysis.outcomes import (
-    ACCEPTED,
-    DROPPED,
     NO_ENTRY,
     PUNTED,
     OutcomeMap,
     Outcomes,
     Trace,
 )
-from bpfilter.compiler.ir import Item, OpKind
+from bpfilter.compiler.ir import Item, OpKind, Verdict
 from bpfilter.compiler.layout import ChainTables
 from bpfilter.ruleset.fields import ALL_STATES, Field, Intervals
 
@@ -131,40 +131,77 @@ def _products(inside: Bits) -> list[tuple[Bits, Bits]]:
     return result
 
 
-def contents(tables: ChainTables, outcomes: Outcomes, diagrams: Diagrams) -> OutcomeMap:
-    """What becomes of every packet in every state by the walk of `compiler/ir.py`.
+_VERDICTS = {
+    int(OpKind.ACCEPT): Verdict.ACCEPT,
+    int(OpKind.DROP): Verdict.DROP,
+    int(OpKind.PUNT): Verdict.PUNT,
+}
+
+
+class Contents:
+    """The walk of `compiler/ir.py` over what the arrays hold.
 
     Composed from the last entry up: the function of an entry's position is its operation's for
     the packets that it holds, and that of the next position for the others.
     """
-    packets = Entries(tables, diagrams).packets()
-    items = tables.flat.items
-    codes = opcodes(tables.ops)
-    targets = {argument for kind, argument in codes if kind == OpKind.SKIP}
-    final = {
-        int(OpKind.ACCEPT): outcomes.constant(ACCEPTED),
-        int(OpKind.DROP): outcomes.constant(DROPPED),
-        int(OpKind.PUNT): outcomes.constant(PUNTED),
-    }
-    nothing = outcomes.constant(NO_ENTRY)
-    at = {len(codes): nothing}
-    result = nothing
-    for position in range(len(codes) - 1, -1, -1):
-        diagrams.check_time()
-        kind, argument = codes[position]
-        held = packets[position]
-        if kind == OpKind.ITEM and argument < len(items):
-            result = _item(items[argument], held, result, outcomes)
-        elif kind == OpKind.SKIP:
-            result = outcomes.choose(held, at.get(argument, nothing), result)
+
+    def __init__(self, tables: ChainTables, outcomes: Outcomes, diagrams: Diagrams) -> None:
+        self._packets = Entries(tables, diagrams).packets()
+        self._codes = opcodes(tables.ops)
+        self._items = tables.flat.items
+        self._outcomes = outcomes
+        self._diagrams = diagrams
+        self._nothing = outcomes.constant(NO_ENTRY)
+        self._final = {
+            kind: outcomes.constant(Trace((), verdict)) for kind, verdict in _VERDICTS.items()
+        }
+
+    def whole(self) -> OutcomeMap:
+        """What becomes of every packet in every state."""
+        return self.part(0, len(self._codes), {len(self._codes): self._nothing})
+
+    def part(self, start: int, stop: int, behind: Mapping[int, OutcomeMap]) -> OutcomeMap:
+        """What entries `start` … `stop` - 1 do, given what is behind some positions from `stop`."""
+        targets = {argument for kind, argument in self._codes[start:stop] if kind == OpKind.SKIP}
+        at = dict(behind)
+        result = at.get(stop, self._nothing)
+        for position in range(stop - 1, start - 1, -1):
+            self._diagrams.check_time()
+            result = self._entry(position, result, at)
+            if position in targets:
+                at[position] = result
+        return result
+
+    def trace(self, point: Packets) -> Trace:
+        """What becomes of a single packet in one state, given as a set, entry by entry."""
+        items: list[Item] = []
+        position = 0
+        while position < len(self._codes):
+            kind, argument = self._codes[position]
+            if not (self._packets[position] & point).satisfiable():
+                position += 1
+            elif kind == OpKind.ITEM and argument < len(self._items):
+                items.append(self._items[argument])
+                if self._items[argument].terminal:
+                    return Trace(tuple(items), None)
+                position += 1
+            elif kind == OpKind.SKIP and argument > position:
+                position = argument
+            else:
+                verdict = _VERDICTS.get(kind)
+                return PUNTED if verdict is Verdict.PUNT else Trace(tuple(items), verdict)
+        return Trace(tuple(items), None)
+
+    def _entry(self, position: int, behind: OutcomeMap, at: Mapping[int, OutcomeMap]) -> OutcomeMap:
+        kind, argument = self._codes[position]
+        held = self._packets[position]
+        if kind == OpKind.ITEM and argument < len(self._items):
+            item = self._items[argument]
+            if not item.terminal:
+                return self._outcomes.prepend(item, held, behind)
+            then = self._outcomes.constant(Trace((item,), None))
+        elif kind == OpKind.SKIP and argument > position:
+            then = at.get(argument, self._nothing)
         else:
-            result = outcomes.choose(held, final.get(kind, nothing), result)
-        if position in targets:
-            at[position] = result
-    return result
-
-
-def _item(item: Item, held: Packets, behind: OutcomeMap, outcomes: Outcomes) -> OutcomeMap:
-    if item.terminal:
-        return outcomes.choose(held, outcomes.constant(Trace((item,), None)), behind)
-    return outcomes.prepend(item, held, behind)
+            then = self._final.get(kind, self._nothing)
+        return self._outcomes.choose(held, then, behind)

@@ -50,7 +50,8 @@ class Diagrams:
     """Variables, values and states of one chain's packets.
 
     `limits` gives for a field the number of values that can occur where that is not a power of
-    two. Operations raise LimitReached once `seconds` are over or `nodes` are in use.
+    two. `check_time` raises LimitReached behind `deadline` (monotonic seconds), which callers may
+    move; operations raise MemoryExhausted once `nodes` are in use.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Diagrams:
         deadline: float = float("inf"),
     ) -> None:
         self.family = family
-        self._deadline = deadline
+        self.deadline = deadline
         self._manager = BCDDManager(nodes, cache, 1)
         self.true: BCDDFunction = self._manager.true()
         self.false: BCDDFunction = self._manager.false()
@@ -111,7 +112,7 @@ class Diagrams:
         return result
 
     def check_time(self) -> None:
-        if time.monotonic() > self._deadline:
+        if time.monotonic() > self.deadline:
             raise LimitReached("time")
 
     def states(self, mask: int) -> BCDDFunction:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from bpfilter.analysis.conditions import Hook, Scene, static_part, terms_of
-from bpfilter.analysis.contents import contents
+from bpfilter.analysis.contents import Contents
 from bpfilter.analysis.diagrams import (
     CACHE_ENTRY_BYTES,
     NODE_BYTES,
@@ -22,9 +22,11 @@ from bpfilter.analysis.diagrams import (
     Packets,
 )
 from bpfilter.analysis.functions import functions_of
-from bpfilter.analysis.meaning import Conditions, meaning
-from bpfilter.analysis.outcomes import OutcomeMap, Outcomes, Trace
+from bpfilter.analysis.interpret import interpret
+from bpfilter.analysis.meaning import Conditions, Meaning
+from bpfilter.analysis.outcomes import Outcomes, Trace
 from bpfilter.analysis.reach import unreachable_rules
+from bpfilter.analysis.segments import differing, segments
 from bpfilter.compiler.ir import Action, Function
 from bpfilter.compiler.plan import ChainPlan
 from bpfilter.ruleset.fields import ADDRESS_TYPES, Field
@@ -33,6 +35,9 @@ from bpfilter.ruleset.model import RuleRef, Ruleset
 _OUTCOME_BITS = 16
 _SMALL = 1 << 18
 _NODES_PER_ENTRY = 1024
+_LARGE = 2000
+"""Entries; in larger chains diagrams of the whole are tried, but for no longer than this:"""
+_LISTING_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +57,11 @@ class Counterexample:
 class Proof:
     """The result of proving one chain.
 
-    `complete`: all packets and states were compared; if not, `covered` says what was and why not
-    more. `holds`: no difference was found. `listed`: the following two are exact (else empty).
-    `functions`: the residual functions that packets can meet. `unreachable`: rules that no packet
-    reaches through this chain in any state, with the rules that shadow each (none: its own
-    matches, or those of the jumps to its chain, exclude each other).
+    `complete`: the comparison covers all packets and states; if not, `covered` says why. `holds`:
+    no difference was found. `listed`: `functions` are exactly the residual functions that packets
+    can meet (else it is empty). `unreachable`: rules that no packet reaches through this chain in
+    any state, with the rules that shadow each (none: its own matches, or those of the jumps to its
+    chain, exclude each other); in chains of thousands of rules some may be missing.
     """
 
     complete: bool
@@ -70,70 +75,113 @@ class Proof:
 
 
 def prove(
-    ruleset: Ruleset, chain: ChainPlan, *, seconds: float = 30.0, memory: int = 1 << 30
+    ruleset: Ruleset,
+    chain: ChainPlan,
+    *,
+    seconds: float = 30.0,
+    memory: int = 1 << 30,
+    part: int = 128,
 ) -> Proof:
     """Compare one chain's rules with its tables for every packet and connection state.
 
     Bounded by wall time and by bytes of memory for the diagrams: past a bound the result is
-    incomplete, never wrong.
+    incomplete, never wrong. `part`: about how many table entries are compared at a time.
     """
     start = time.monotonic()
     most = memory * 3 // 4 // NODE_BYTES
     nodes = min(most, max(_SMALL, _NODES_PER_ENTRY * len(chain.tables.ops)))
     while True:
-        attempt = _Attempt(ruleset, chain)
+        attempt = _Attempt(ruleset, chain, part)
         try:
-            proof = attempt.run(nodes, start + seconds)
+            attempt.run(nodes, start + seconds)
             break
         except MemoryExhausted:
-            if nodes >= most:
-                proof = attempt.ended_by(f"memory ({memory >> 20} MiB)")
+            if nodes >= most or attempt.may_stop:
+                attempt.ended_by(f"memory ({memory >> 20} MiB)")
                 break
             nodes = min(most, nodes * 16)
         except LimitReached as limit:
-            proof = attempt.ended_by(str(limit))
+            attempt.ended_by(str(limit))
             break
-    return replace(proof, seconds=time.monotonic() - start)
+    return replace(attempt.proof, seconds=time.monotonic() - start)
 
 
 class _Attempt:
-    """One run with a given capacity."""
+    """One run with a given capacity. `proof` is what is known so far."""
 
-    def __init__(self, ruleset: Ruleset, chain: ChainPlan) -> None:
+    def __init__(self, ruleset: Ruleset, chain: ChainPlan, part: int) -> None:
         self._ruleset = ruleset
         self._chain = chain
+        self._part = part
         self._hook: Hook = (chain.table, chain.chain)
         self._scene = Scene.of(self._hook, chain.flat.space)
+        self._large = len(chain.tables.ops) > _LARGE
         self._doing = "setting up"
-        self._equal = False
+        self.proof = Proof(False, True, None, False, (), {}, 0.0, "")
 
-    def run(self, nodes: int, deadline: float) -> Proof:
+    @property
+    def may_stop(self) -> bool:
+        """Whether what is still missing is not worth a larger attempt."""
+        return self.proof.complete and self._large
+
+    def run(self, nodes: int, deadline: float) -> None:
         treatments = self._chain.treatments
         diagrams = _diagrams(self._ruleset, self._chain, nodes, deadline)
         outcomes = Outcomes(diagrams)
         conditions = Conditions(treatments, self._scene, diagrams)
-        self._doing = "composing the rules"
-        by_rules = meaning(self._ruleset, treatments, self._hook, conditions, outcomes, diagrams)
+        by_rules = Meaning(self._ruleset, treatments, self._hook, conditions, outcomes, diagrams)
         self._doing = "reading the tables back"
-        by_tables = contents(self._chain.tables, outcomes, diagrams)
-        difference = outcomes.difference(by_rules, by_tables) & diagrams.valid
-        if difference.satisfiable():
-            example = _example(difference, by_rules, by_tables, outcomes, diagrams)
-            return Proof(True, False, example, False, (), {}, 0.0, _EVERYTHING)
-        self._equal = True
-        self._doing = "listing the residual functions"
-        functions = functions_of(by_rules, self._chain, outcomes, diagrams)
+        by_tables = Contents(self._chain.tables, outcomes, diagrams)
+        self._doing = "comparing"
+        example = self._compare(by_rules, by_tables, outcomes, diagrams)
+        if example is not None:
+            self.proof = replace(
+                self.proof, complete=True, holds=False, counterexample=example, covered=_ALL
+            )
+            return
+        self.proof = replace(self.proof, complete=True, covered=_ALL)
         self._doing = "looking for unreachable rules"
         unreachable = unreachable_rules(
             self._ruleset, treatments, self._scene, conditions, diagrams
         )
-        return Proof(True, True, None, True, functions, unreachable, 0.0, _EVERYTHING)
+        self.proof = replace(self.proof, unreachable=unreachable)
+        self._doing = "listing the residual functions"
+        if self._large:
+            diagrams.deadline = min(deadline, time.monotonic() + _LISTING_SECONDS)
+        functions = functions_of(by_rules.whole(), self._chain, outcomes, diagrams)
+        self.proof = replace(self.proof, listed=True, functions=functions)
 
-    def ended_by(self, limit: str) -> Proof:
-        """The proof that is left when a bound ends the run."""
+    def _compare(
+        self, by_rules: Meaning, by_tables: Contents, outcomes: Outcomes, diagrams: Diagrams
+    ) -> Counterexample | None:
+        flat = self._chain.flat
+        cut = segments(flat, len(by_rules.rules), by_rules.nat is not None, self._part)
+        difference = differing(cut, by_rules, by_tables, outcomes, diagrams)
+        if difference is None:
+            return None
+        example = self._example(difference, by_tables, diagrams)
+        if example.rules != example.tables:
+            return example
+        # The part differs on packets that do not get there, or that end the same anyway.
+        whole = outcomes.difference(by_rules.whole(), by_tables.whole()) & diagrams.valid
+        return self._example(whole, by_tables, diagrams) if whole.satisfiable() else None
+
+    def _example(
+        self, difference: Packets, by_tables: Contents, diagrams: Diagrams
+    ) -> Counterexample:
+        found = diagrams.example(difference)
+        assert found is not None
+        packet, state = found
+        treatments, space = self._chain.treatments, self._scene.space
+        path = interpret(self._ruleset, treatments, self._hook, space, packet, state)
+        tables = by_tables.trace(diagrams.point(packet, state))
+        return Counterexample(packet, state, Trace(path.items, path.verdict), tables)
+
+    def ended_by(self, limit: str) -> None:
+        """Note what a bound has left undone."""
         why = f"ran out of {limit} while {self._doing}"
-        covered = f"{_EVERYTHING}; then {why}" if self._equal else f"nothing: {why}"
-        return Proof(self._equal, True, None, False, (), {}, 0.0, covered)
+        covered = f"{_ALL}; then {why}" if self.proof.complete else f"nothing: {why}"
+        self.proof = replace(self.proof, covered=covered)
 
 
 def _diagrams(ruleset: Ruleset, chain: ChainPlan, nodes: int, deadline: float) -> Diagrams:
@@ -151,24 +199,7 @@ def _diagrams(ruleset: Ruleset, chain: ChainPlan, nodes: int, deadline: float) -
     )
 
 
-def _example(
-    difference: Packets,
-    by_rules: OutcomeMap,
-    by_tables: OutcomeMap,
-    outcomes: Outcomes,
-    diagrams: Diagrams,
-) -> Counterexample:
-    found = diagrams.example(difference)
-    assert found is not None
-    packet, state = found
-    point = diagrams.point(packet, state)
-    rules, tables = (
-        next(trace for trace, _ in outcomes.split(side, point)) for side in (by_rules, by_tables)
-    )
-    return Counterexample(packet, state, rules, tables)
-
-
-_EVERYTHING = "every packet in every connection state"
+_ALL = "every packet in every connection state"
 
 
 def field_uses(ruleset: Ruleset, chain: ChainPlan) -> dict[Field, int]:

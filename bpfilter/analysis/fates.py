@@ -72,9 +72,8 @@ def fates(plan: Plan, proofs: Mapping[Hook, Proof]) -> Mapping[RuleRef, Fate]:
 def _missed(
     ruleset: Ruleset, hook: Hook, proof: Proof | None
 ) -> Mapping[RuleRef, tuple[RuleRef, ...]]:
-    if proof is not None and proof.listed:
-        return proof.unreachable
-    return certainly_unreachable(ruleset, hook)
+    plain = certainly_unreachable(ruleset, hook)
+    return plain if proof is None else {**plain, **proof.unreachable}
 
 
 def _callers(ruleset: Ruleset) -> Mapping[Hook, frozenset[str]]:

@@ -6,9 +6,16 @@ it by its end or by RETURN. Independent of the compiler's flattening.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from bpfilter.analysis.conditions import Hook, Scene, nat_before, state_mask, static_part
+from bpfilter.analysis.conditions import (
+    NAT_STATES,
+    Hook,
+    Scene,
+    nat_before,
+    state_mask,
+    static_part,
+)
 from bpfilter.analysis.diagrams import Diagrams, Packets
 from bpfilter.analysis.outcomes import ACCEPTED, DROPPED, PUNTED, OutcomeMap, Outcomes, Trace
 from bpfilter.compiler.ir import Action, Treatment
@@ -41,6 +48,7 @@ class Conditions:
             result = self._part(part) & result
         if rule.table == "nat":
             result = result.exists(self._diagrams.state_variables)
+            result = self._diagrams.states(NAT_STATES) & result
         return result
 
     def _part(self, part: Alternatives) -> Packets:
@@ -75,24 +83,39 @@ class Conditions:
         return diagrams.values(term.field, term.values)
 
 
-def meaning(
-    ruleset: Ruleset,
-    treatments: Mapping[RuleRef, Treatment],
-    hook: Hook,
-    conditions: Conditions,
-    outcomes: Outcomes,
-    diagrams: Diagrams,
-) -> OutcomeMap:
-    """What becomes of every packet in every state by the rules of a built-in chain."""
-    composer = _Composer(ruleset, treatments, conditions, outcomes, diagrams)
-    policy = ruleset.tables[hook[0]].chains[hook[1]].policy
-    end = outcomes.constant(DROPPED if policy == "DROP" else ACCEPTED)
-    result = composer.chain(*hook, end)
-    nat = nat_before(ruleset, hook, treatments)
-    if nat is not None:
-        composer = _Composer(ruleset, treatments, conditions, outcomes, diagrams, accept=result)
-        result = composer.chain(*nat, result)
-    return result
+class Meaning:
+    """Composes the rules of one built-in chain, and of the nat chain before it."""
+
+    def __init__(
+        self,
+        ruleset: Ruleset,
+        treatments: Mapping[RuleRef, Treatment],
+        hook: Hook,
+        conditions: Conditions,
+        outcomes: Outcomes,
+        diagrams: Diagrams,
+    ) -> None:
+        self._context = ruleset, treatments, conditions, outcomes, diagrams
+        self._hook = hook
+        self._composer = _Composer(*self._context)
+        chain = ruleset.tables[hook[0]].chains[hook[1]]
+        self.policy = outcomes.constant(DROPPED if chain.policy == "DROP" else ACCEPTED)
+        self.rules = chain.rules
+        self.nat = nat_before(ruleset, hook, treatments)
+
+    def whole(self) -> OutcomeMap:
+        """What becomes of every packet in every state."""
+        result = self.part(0, len(self.rules), self.policy)
+        return result if self.nat is None else self.before(result)
+
+    def part(self, start: int, stop: int, behind: OutcomeMap) -> OutcomeMap:
+        """What rules `start` … `stop` - 1 (from 0) do, given what is behind them."""
+        return self._composer.rules(self.rules[start:stop], behind, self.policy)
+
+    def before(self, behind: OutcomeMap) -> OutcomeMap:
+        """What the nat chain's predicate does, given what the filter chain does."""
+        assert self.nat is not None
+        return _Composer(*self._context, accept=behind).chain(*self.nat, behind)
 
 
 class _Composer:
@@ -124,12 +147,18 @@ class _Composer:
         key = (name, continuation)
         found = self._done.get(key)
         if found is None:
-            found = continuation
-            for rule in reversed(self._ruleset.tables[table].chains[name].rules):
-                self._diagrams.check_time()
-                found = self._rule(rule, found, continuation)
-            self._done[key] = found
+            rules = self._ruleset.tables[table].chains[name].rules
+            found = self._done[key] = self.rules(rules, continuation, continuation)
         return found
+
+    def rules(
+        self, rules: Sequence[Rule], behind: OutcomeMap, continuation: OutcomeMap
+    ) -> OutcomeMap:
+        """The function of some rules of a chain; RETURN and goto leave it for `continuation`."""
+        for rule in reversed(rules):
+            self._diagrams.check_time()
+            behind = self._rule(rule, behind, continuation)
+        return behind
 
     def _rule(self, rule: Rule, behind: OutcomeMap, continuation: OutcomeMap) -> OutcomeMap:
         treatment = self._treatments[rule.ref]

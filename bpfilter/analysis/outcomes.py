@@ -15,7 +15,8 @@ from oxidd.bcdd import BCDDFunction
 from oxidd.util import BooleanOperator
 
 from bpfilter.analysis.diagrams import Diagrams, LimitReached, Packets
-from bpfilter.compiler.ir import Item, Verdict
+from bpfilter.compiler.ir import Item, ItemKind, Verdict
+from bpfilter.ruleset.model import RuleRef
 
 
 class Trace(NamedTuple):
@@ -34,6 +35,9 @@ DROPPED = Trace((), Verdict.DROP)
 PUNTED = Trace((), Verdict.PUNT)
 NO_ENTRY = Trace((), None)
 """No entry of a table holds the packet: never right, the last one must hold all."""
+
+NEXT = Trace((Item(RuleRef("", "", 0), ItemKind.RULE, True, frozenset(), ""),), None)
+"""Stands for "goes on behind this part of the chain" while parts are compared."""
 
 _VERDICTS: tuple[Verdict | None, ...] = (Verdict.DROP, Verdict.ACCEPT, Verdict.PUNT, None)
 Relation: TypeAlias = BCDDFunction
@@ -103,6 +107,11 @@ class Outcomes:
         """The packets that two maps send to different outcomes."""
         items = (one.items ^ other.items).exists(self._diagrams.outcome_variables)
         return (one.high ^ other.high) | (one.low ^ other.low) | items
+
+    def ends(self, outcome: OutcomeMap) -> bool:
+        """Whether no valid packet has the outcome NEXT (items passed before it or not)."""
+        waiting = outcome.items & outcome.high & outcome.low & self._diagrams.valid
+        return all(self._sequence(number)[-1:] != NEXT.items for number in self._present(waiting))
 
     def split(self, outcome: OutcomeMap, packets: Packets) -> Iterator[tuple[Trace, Packets]]:
         """The given packets, by what becomes of them; only outcomes that occur."""

@@ -97,9 +97,10 @@ def test_random_rulesets_are_proven_and_their_functions_are_those_of_sampled_pac
 ) -> None:
     source = data.draw(rulesets(builtin))
     plan = compiled(source, builtin)
-    proof = prove(source, plan)
+    proof = prove(source, plan, part=data.draw(st.sampled_from((1, 2, 128))))
     assert proof.holds, proof.counterexample
     assert proof.complete
+    assert proof.listed
     sampled(data, source, plan, proof)
 
 
@@ -196,11 +197,9 @@ def pointer_outside(tables: ChainTables) -> ChainTables:
 
 
 def wrong_fold(tables: ChainTables) -> ChainTables:
-    axis = next(axis for axis in tables.axes if axis.combine)
+    folded = [axis for axis in tables.axes if axis.combine]
     ids = tables.ids.copy()
-    ids[axis.combine_base : axis.combine_base + axis.classes] = ids[
-        axis.combine_base + axis.classes
-    ]
+    ids[folded[0].combine_base : folded[0].combine_base + folded[0].classes * 2] = 0
     return replace(tables, ids=ids)
 
 
@@ -221,11 +220,12 @@ BREAKINGS = (
 )
 
 
+@pytest.mark.parametrize("part", [1, 128])
 @pytest.mark.parametrize("breaking", BREAKINGS)
-def test_a_broken_table_is_caught_with_an_example_packet(breaking: Breaking) -> None:
+def test_a_broken_table_is_caught_with_an_example_packet(breaking: Breaking, part: int) -> None:
     source = office()
     plan = compiled(source)
-    proof = prove(source, replace(plan, tables=breaking(plan.tables)))
+    proof = prove(source, replace(plan, tables=breaking(plan.tables)), part=part)
     assert proof.complete
     assert not proof.holds
     example = proof.counterexample
@@ -257,7 +257,8 @@ def test_a_random_broken_operation_is_caught_with_a_packet_that_the_definition_j
     index = data.draw(st.integers(0, len(ops) - 1))
     kind = data.draw(st.sampled_from((OpKind.ACCEPT, OpKind.DROP, OpKind.PUNT)))
     ops[index] = kind << 28
-    proof = prove(source, replace(plan, tables=replace(plan.tables, ops=ops)))
+    tables = replace(plan.tables, ops=ops)
+    proof = prove(source, replace(plan, tables=tables), part=data.draw(st.sampled_from((1, 128))))
     assert proof.complete
     if not proof.holds:
         example = proof.counterexample

@@ -1,0 +1,77 @@
+"""Compares rules and tables part by part, so that long chains need no diagram of the whole.
+
+A chain is cut between rules of the built-in chain. If every part, as a function that ends in an
+outcome or in "goes on behind", is the same on both sides, so is the whole. The converse does not
+hold (parts may differ on packets that never get there), and the caller then compares the whole.
+Where to cut is taken from the compiler's list; a wrong cut makes parts differ, nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bpfilter.analysis.contents import Contents
+from bpfilter.analysis.diagrams import Diagrams, Packets
+from bpfilter.analysis.meaning import Meaning
+from bpfilter.analysis.outcomes import NEXT, Outcomes
+from bpfilter.compiler.ir import FlatChain
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Entries `start` … `stop` - 1 stand for rules `first` … `behind` - 1, counted from 0.
+
+    `nat`: for the nat chain before, and for none of the rules.
+    """
+
+    start: int
+    stop: int
+    first: int
+    behind: int
+    nat: bool = False
+
+
+def segments(flat: FlatChain, rules: int, nat: bool, size: int) -> tuple[Segment, ...]:
+    """Cut a chain into parts of about `size` entries; the last one holds the policy."""
+    roots = [
+        0 if entry.rule.table != flat.table else (entry.via[0] if entry.via else entry.rule).number
+        for entry in flat.entries[:-1]
+    ]
+    position = sum(1 for root in roots if root == 0)
+    result = [Segment(0, position, 0, 0, nat=True)] if nat else []
+    start, first = position, 0
+    for at in range(start + 1, len(roots)):
+        if at - start >= size and roots[at] != roots[at - 1]:
+            result.append(Segment(start, at, first, roots[at] - 1))
+            start, first = at, roots[at] - 1
+    result.append(Segment(start, len(flat.entries), first, rules))
+    return tuple(result)
+
+
+def differing(
+    cut: tuple[Segment, ...],
+    by_rules: Meaning,
+    by_tables: Contents,
+    outcomes: Outcomes,
+    diagrams: Diagrams,
+) -> Packets | None:
+    """Packets that the first differing part treats differently, or None if no part differs."""
+    going_on = outcomes.constant(NEXT)
+    end = cut[-1].stop
+    policy = by_tables.part(end - 1, end, {})
+    for segment in cut:
+        last = segment is cut[-1]
+        behind = by_rules.policy if last else going_on
+        positions = {end - 1: policy} if last else {end - 1: policy, segment.stop: going_on}
+        stop = min(segment.stop, end - 1)
+        tables = by_tables.part(segment.start, stop, positions)
+        if segment.nat:
+            rules = by_rules.before(behind)
+        else:
+            rules = by_rules.part(segment.first, segment.behind, behind)
+        difference = outcomes.difference(rules, tables) & diagrams.valid
+        if difference.satisfiable():
+            return difference
+        if outcomes.ends(rules):
+            return None
+    return None
