@@ -1,0 +1,62 @@
+"""What this kernel offers: which needs of the program it lacks, and what works without them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from bpfilter.errors import KernelError
+
+_BTF = Path("/sys/kernel/btf/vmlinux")
+
+NEEDED = {
+    "bpf_cast_to_kern_ctx": "reading kernel fields of a packet (Linux 6.2)",
+    "bpf_loop": "bounded loops (Linux 5.17)",
+}
+"""Names in the kernel's BTF without which the program cannot be loaded, and what they are."""
+
+USEFUL = {
+    "BPF_TCX_INGRESS": "tcx links (Linux 6.6): clsact filters are used instead",
+    "BPF_NETFILTER": "netfilter links (Linux 6.4): the lab cannot observe verdicts",
+}
+"""Names whose absence costs something, and what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """`missing` keeps the program from loading; `lacking` is done without. Both are sentences."""
+
+    missing: tuple[str, ...]
+    lacking: tuple[str, ...]
+
+    @property
+    def sufficient(self) -> bool:
+        """Whether the program can be loaded."""
+        return not self.missing
+
+
+def require() -> None:
+    """Raise KernelError with what is missing unless the program can be loaded here."""
+    features = probe()
+    if not features.sufficient:
+        raise KernelError(
+            "this kernel cannot run the program; it lacks " + "; ".join(features.missing),
+            hint="Linux 6.6 or newer with BTF has all of it",
+        )
+
+
+@cache
+def probe() -> Features:
+    """Ask the running kernel, once per process; never fails."""
+    try:
+        names = _BTF.read_bytes()
+    except OSError:
+        return Features(("BTF: the kernel must be built with CONFIG_DEBUG_INFO_BTF",), ())
+
+    def absent(wanted: dict[str, str]) -> tuple[str, ...]:
+        return tuple(
+            what for name, what in wanted.items() if b"\0" + name.encode() + b"\0" not in names
+        )
+
+    return Features(absent(NEEDED), absent(USEFUL))
