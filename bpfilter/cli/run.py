@@ -39,6 +39,11 @@ def run_app(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
         if error.hint:
             errors.print(f"  [cyan]hint:[/] {_escape(error.hint)}", soft_wrap=True)
         return error.exit_code
+    except PermissionError as error:
+        where = f": {error.filename}" if error.filename else ""
+        errors.print(f"[bold red]{name}:[/] permission denied{_escape(where)}", soft_wrap=True)
+        errors.print("  [cyan]hint:[/] this command needs root", soft_wrap=True)
+        return BpfilterError.exit_code
     except BrokenPipeError:
         # Whoever read our output is gone; the interpreter must not flush it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
