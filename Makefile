@@ -77,7 +77,7 @@ bench: setup
 	$(BIN)/python -m bench $(ARGS)
 
 fuzz: setup
-	$(BIN)/python -m bpfilter.lab.fuzz --rulesets $(N) --packets $(PACKETS) --seed $(SEED) $(ARGS)
+	$(BIN)/python -m bpfilter.cli.fuzz --rulesets $(N) --packets $(PACKETS) --seed $(SEED) $(ARGS)
 
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -28,6 +28,8 @@ _MISSED_SHOWN = 20
 
 def cutover(plan: Plan, interfaces: Sequence[str]) -> Marking | str:
     """The dispatch that a rollout would install, or why it would install none."""
+    if not plan.chains:
+        return "there is no chain to take over"
     try:
         mark = choose(ruleset_uses([plan.ruleset]))
         image = assemble([plan], code_space=mark.max_code + 1)

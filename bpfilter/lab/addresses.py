@@ -35,6 +35,12 @@ def wanted_addresses(flats: Iterable[FlatChain], stimuli: Iterable[Stimulus]) ->
     return {address: kind for address, kind in kinds.items() if kind is not None}
 
 
+def asks_for_types(flats: Iterable[FlatChain]) -> bool:
+    """Whether some rule matches address types."""
+    kinds = {kind for _, kind in _PAIRS}
+    return any(kinds & entry.box.keys() for flat in flats for entry in flat.entries)
+
+
 def typed(
     stimuli: Sequence[Stimulus], routes: Sequence[LocalRoute], family: Family
 ) -> tuple[Stimulus, ...]:

@@ -25,7 +25,7 @@ from bpfilter.compiler.plan import ChainPlan, Image, Plan
 from bpfilter.compiler.scope import closure_rules
 from bpfilter.errors import LabError
 from bpfilter.kernel.addresses import LocalRoute, read_local_table
-from bpfilter.lab.addresses import typed, wanted_addresses
+from bpfilter.lab.addresses import asks_for_types, typed, wanted_addresses
 from bpfilter.lab.compare import Agreement, Judgement, final_counts, judge, same_in_cutover
 from bpfilter.lab.conversation import Stimulus
 from bpfilter.lab.explain import explain
@@ -58,7 +58,11 @@ Cutover = Callable[[Plan, Sequence[str]], Marking | str]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to verify. `text`: what is restored (None: the model written back)."""
+    """What to verify. `text`: what is restored (None: the model written back).
+
+    `prove`: take residual functions and unreachable rules from the proof. `budget`: packets walked
+    to find residual functions.
+    """
 
     ruleset: Ruleset
     backend: Backend
@@ -67,6 +71,8 @@ class Request:
     text: bytes | None = None
     cutover: Cutover | None = None
     prove: bool = True
+    chains: tuple[tuple[str, str], ...] = DISPATCHED
+    budget: int = 20_000
 
 
 def verify(request: Request, say: Callable[[str], None] = lambda _line: None) -> Report:
@@ -92,7 +98,7 @@ class _Verification:
         self.say = say
         self.seconds: dict[str, float] = {}
         with self.timed("plan"):
-            self.plan = compile_ruleset(request.ruleset, DISPATCHED)
+            self.plan = compile_ruleset(request.ruleset, request.chains, budget=request.budget)
         self.proofs: dict[tuple[str, str], Proof] = {}
         if request.prove:
             with self.timed("proof"):
@@ -143,7 +149,7 @@ class _Verification:
         )
 
     def notes(self) -> Iterator[str]:
-        for key in DISPATCHED:
+        for key in self.request.chains:
             if key not in self.plan.chains:
                 yield f"the ruleset has no {key[0]} {key[1]}"
         wanted = {name for found in self.names.values() for name in found.values()}
@@ -194,11 +200,7 @@ class _Verification:
                 out_classes=classes,
                 untracked=untracked,
             )
-        chosen = [s for stimuli in self.stimuli.values() for s in stimuli.chosen]
-        flats = [chain.flat for chain in self.plan.chains.values()]
-        host.topology.add_addresses(wanted_addresses(flats, chosen))
-        with host.topology.firewall.inside():
-            addresses = read_local_table()
+        addresses = self.local_table(host)
         for key, stimuli in self.stimuli.items():
             packets = typed(stimuli.chosen, addresses, self.request.ruleset.family)
             self.stimuli[key] = replace(stimuli, chosen=packets)
@@ -278,7 +280,7 @@ class _Verification:
         with self.host(lock) as host:
             host.restore(marking.restore.encode("utf-8", "surrogateescape"), "--noflush")
             with Oracle(host.topology, self.request.ruleset.family) as oracle:
-                addresses = self.again(host)
+                addresses = self.local_table(host)
                 for key, chain in self.plan.chains.items():
                     runs[key] = self.one(
                         host, oracle, chain, marking.image, addresses, marking.mark
@@ -288,9 +290,12 @@ class _Verification:
                     )
         return "", runs
 
-    def again(self, host: LabHost) -> tuple[LocalRoute, ...]:
+    def local_table(self, host: LabHost) -> tuple[LocalRoute, ...]:
+        """Make the local table that the packets want, if any rule asks for address types."""
         chosen = [s for stimuli in self.stimuli.values() for s in stimuli.chosen]
         flats = [chain.flat for chain in self.plan.chains.values()]
+        if not asks_for_types(flats):
+            return ()
         host.topology.add_addresses(wanted_addresses(flats, chosen))
         with host.topology.firewall.inside():
             return read_local_table()
