@@ -17,6 +17,7 @@ _WORD = re.compile(
     r'[ \t\n]*(?:([^ \t\n"]*)"((?:[^"\\]|\\.)*)"|([^ \t\n"]+)(?=[ \t\n]|$))', re.DOTALL
 )
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_PLAIN = re.compile(r"""[^ \t"'\\]+""")
 _MAX_WORD = 1023
 
 
@@ -62,6 +63,6 @@ def _quoted_words(line: str, source: str, number: int | None) -> list[str]:
 
 def quote(word: str) -> str:
     """A word in the form that `split` reads back; quoted only where it must be."""
-    if word and not any(c in word for c in " \t\"'\\"):
+    if _PLAIN.fullmatch(word):
         return word
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'

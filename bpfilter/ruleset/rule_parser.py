@@ -27,6 +27,8 @@ HEADER_FLAGS = {
     "-v": "-v", "--verbose": "-v",
     "-4": "-4", "--ipv4": "-4", "-6": "-6", "--ipv6": "-6",
 }  # fmt: skip
+_MATCHES = frozenset({"-p", "-s", "-d", "-i", "-o"})
+_WITHOUT_ARGUMENT = frozenset({"-f", "-4", "-6", "-v"})
 _OTHER_LONG = ("--insert", "--modprobe", "--set-counters")
 
 
@@ -101,23 +103,20 @@ class RuleParser:
     def _header(
         self, rule: ParsedRule, flag: str, words: Sequence[str], index: int, negated: bool
     ) -> int:
-        if flag in ("-4", "-6", "-v"):
-            return index + 1
+        if flag in _WITHOUT_ARGUMENT:
+            return self._bare_flag(rule, flag, words, index, negated)
         if flag in rule.flags and flag != "-m":
             raise BadWord("this option can stand once", words[index])
         rule.flags.add(flag)
-        if flag == "-f":
-            if self.family is Family.IPV6:
-                raise BadWord("ip6tables has no -f", "-f", "use -m frag")
-            rule.headers.append(self._cached(("-f", negated), lambda: header.fragment(negated)))
-            return index + 1
-        values = list(words[index + 1 : index + 3])
-        if values and values[0] == "!" and flag in ("-s", "-d", "-p", "-i", "-o"):
-            raise BadWord("`!` stands behind its option", "!", f"write `! {flag} …`")
-        if not values:
+        if index + 1 >= len(words):
             raise BadWord("the option lacks its argument", words[index])
-        value = values[0]
-        if negated and flag in ("-m", "-j", "-g", "-c"):
+        value = words[index + 1]
+        if flag in _MATCHES:
+            if value == "!":
+                raise BadWord("`!` stands behind its option", "!", f"write `! {flag} …`")
+            self._header_match(rule, flag, value, negated)
+            return index + 2
+        if negated:
             raise BadWord("`!` cannot stand here", words[index])
         if flag == "-c":
             return self._counters(rule, words, index)
@@ -126,33 +125,48 @@ class RuleParser:
             if found.family not in (None, self.family):
                 raise BadWord(f"this match is not one of {self.family}", value)
             rule.opened.append(_Open(name, found))
-        elif flag in ("-j", "-g"):
+        else:
             if rule.flag:
                 raise BadWord("a rule has one target", value)
             rule.flag, rule.target = flag, value
             rule.takes_options = value not in targets.VERDICTS and value not in rule.users
-        else:
-            self._header_match(rule, flag, value, negated)
         return index + 2
 
-    def _header_match(self, rule: ParsedRule, flag: str, value: str, negated: bool) -> None:
-        if flag == "-p":
-            rule.protocol = 0 if negated else header.protocol_number(value)
-            make = self._cached((flag, value, negated), lambda: header.protocol(value, negated))
-            rule.headers.append(make)
-        elif flag in ("-i", "-o"):
-            key = (flag, value, negated)
-            rule.headers.append(self._cached(key, lambda: header.interface(flag, value, negated)))
-        else:
-            parts = value.split(",")
-            if len(parts) > 1 and negated:
-                raise BadWord("`!` cannot stand before several addresses", value)
-            rule.addresses.append([self._address(flag, part, negated) for part in parts])
+    def _bare_flag(
+        self, rule: ParsedRule, flag: str, words: Sequence[str], index: int, negated: bool
+    ) -> int:
+        if flag == "-f":
+            if self.family is Family.IPV6:
+                raise BadWord("ip6tables has no -f", "-f", "use -m frag")
+            if flag in rule.flags:
+                raise BadWord("this option can stand once", words[index])
+            rule.flags.add(flag)
+            rule.headers.append(header.fragment(negated))
+        return index + 1
 
-    def _address(self, flag: str, word: str, negated: bool) -> Match:
-        return self._cached(
-            (flag, word, negated), lambda: header.address(flag, word, negated, self.family)
-        )
+    def _header_match(self, rule: ParsedRule, flag: str, value: str, negated: bool) -> None:
+        if flag == "-p" and not negated:
+            rule.protocol = header.protocol_number(value)
+        if flag not in ("-s", "-d"):
+            rule.headers.append(self._header_value(flag, value, negated))
+            return
+        parts = value.split(",")
+        if len(parts) > 1 and negated:
+            raise BadWord("`!` cannot stand before several addresses", value)
+        rule.addresses.append([self._header_value(flag, part, negated) for part in parts])
+
+    def _header_value(self, flag: str, word: str, negated: bool) -> Match:
+        key = (flag, word, negated)
+        match = self._cache.get(key)
+        if match is None:
+            if flag == "-p":
+                match = header.protocol(word, negated)
+            elif flag in ("-i", "-o"):
+                match = header.interface(flag, word, negated)
+            else:
+                match = header.address(flag, word, negated, self.family)
+            self._cache[key] = match
+        return match
 
     def _counters(self, rule: ParsedRule, words: Sequence[str], index: int) -> int:
         first = words[index + 1]
@@ -262,7 +276,10 @@ class RuleParser:
             protocol if by_protocol else 0,
             *((o.name, o.values, o.negated) for o in opened.options),
         )
-        return self._cached(key, lambda: self._match(opened, protocol))
+        match = self._cache.get(key)
+        if match is None:
+            match = self._cache[key] = self._match(opened, protocol)
+        return match
 
     def _match(self, opened: _Open, protocol: int) -> Match:
         words = ["-m", opened.name]
@@ -283,15 +300,6 @@ class RuleParser:
             return Match(opened.name, tuple(words), None, effect=effect)
         meaning = interpret(opened.options, self.family)
         return Match(opened.name, tuple(words), meaning.alternatives, effect=meaning.effect)
-
-    def _cached(self, key: tuple[object, ...], make: object) -> Match:
-        match = self._cache.get(key)
-        if match is None:
-            assert callable(make)
-            match = make()
-            assert isinstance(match, Match)
-            self._cache[key] = match
-        return match
 
 
 def _option_name(name: str, found: Spec) -> str | None:

@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bpfilter.ruleset.fields import Family, Field, Intervals, Term, field_bits
 from bpfilter.ruleset.model import Alternatives, StateEffect
@@ -23,8 +24,7 @@ class BadWord(ValueError):
         self.hint = hint
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """One option of a match as written: `--dport`, its arguments, and whether it is negated."""
 
     name: str
@@ -71,6 +71,8 @@ def number(word: str, top: int) -> int:
 
 def plain_number(word: str) -> int | None:
     """The same without a bound; None if the word is no number."""
+    if word.isdecimal() and word.isascii() and word[0] != "0":
+        return int(word)
     found = _NUMBER.fullmatch(word)
     if found is None:
         return None

@@ -18,6 +18,9 @@ PROTOCOLS = {
 }  # fmt: skip
 
 
+_WIDTHS = {Family.IPV4: (32, (1 << 32) - 1), Family.IPV6: (128, (1 << 128) - 1)}
+
+
 def protocol_number(word: str) -> int:
     """A protocol's number by name, number or /etc/protocols."""
     if plain_number(word) is not None:
@@ -64,30 +67,29 @@ def fragment(negated: bool) -> Match:
 def address(flag: str, word: str, negated: bool, family: Family) -> Match:
     """-s or -d with one address, prefix or mask. Raises BadWord for host names."""
     field = Field.SOURCE if flag == "-s" else Field.DESTINATION
-    words = (*_not(negated), flag, word)
+    words = ("!", flag, word) if negated else (flag, word)
     value, mask = parse_network(word, family)
     if mask == 0 and not negated:
-        return Match(str(field), words, ((),), header=True)
+        return Match(field.value, words, ((),), True)
     term = network_term(field, value, mask, negated, family)
-    return Match(str(field), words, ((term,),), header=True)
+    return Match(field.value, words, ((term,),), True)
 
 
 def network_term(field: Field, value: int, mask: int, negated: bool, family: Family) -> Term:
-    bits = 32 if family is Family.IPV4 else 128
-    full = (1 << bits) - 1
+    bits, full = _WIDTHS[family]
     inverse = mask ^ full
+    value &= mask
     if inverse & (inverse + 1) == 0:
-        values = Intervals.single(value & mask, value & mask | inverse)
+        values = Intervals(((value, value | inverse),))
         return Term(field, values.complement(bits) if negated else values)
-    return Term(field, MaskedValue(mask, value & mask), negated)
+    return Term(field, MaskedValue(mask, value), negated)
 
 
 def parse_network(word: str, family: Family) -> tuple[int, int]:
     """(address, mask) of `a`, `a/len` or `a/mask` (xtables_ipparse_multiple, parse_ipmask)."""
     text, slash, suffix = word.partition("/")
     value = parse_address(text, family)
-    bits = 32 if family is Family.IPV4 else 128
-    full = (1 << bits) - 1
+    bits, full = _WIDTHS[family]
     if not slash:
         return value, full
     length = plain_number(suffix)
@@ -106,10 +108,11 @@ def _parse_mask(text: str, family: Family) -> int:
 
 def parse_address(text: str, family: Family) -> int:
     """An address without host names. IPv4 takes C numbers and completes short forms with zeros."""
-    if family is Family.IPV6:
-        try:
-            return int.from_bytes(socket.inet_pton(socket.AF_INET6, text))
-        except (OSError, ValueError):
+    six = family is Family.IPV6
+    try:
+        return int.from_bytes(socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, text))
+    except (OSError, ValueError):
+        if six:
             raise _not_an_address(text, "IPv6") from None
     parts = text.split(".")
     values = [plain_number(part) for part in parts]

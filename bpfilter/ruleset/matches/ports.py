@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bpfilter.ruleset.fields import Family, Field, Intervals, Term
+from bpfilter.ruleset.fields import EMPTY, Family, Field, Intervals, Term
 from bpfilter.ruleset.matches.common import (
     DYNAMIC,
     BadWord,
@@ -55,7 +55,7 @@ def _term(option: Option, protocol: str, family: Family) -> Term | None:
             raise BadWord("the range is reversed", option.values[0], f"write {last}:{first}")
         source = option.name in ("--sport", "--source-port")
         field = Field.SOURCE_PORT if source else Field.DESTINATION_PORT
-        values = Intervals.of([(first, last)])
+        values = Intervals(((first, last),)) if first <= last else EMPTY
         return intervals_term(field, values, option.negated, family)
     if option.name == "--syn":
         return intervals_term(Field.TCP_FLAGS, masked(0x17, 0x02), option.negated, family)
