@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -76,17 +75,12 @@ def _wait(seconds: float) -> bool:
     return False
 
 
-def run(command: Callable[..., None], name: str) -> int:
-    """Run one command as a program; errors become sentences on standard error and exit codes."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    return run_app(app, name)
-
-
 def main() -> None:
     """Entry point of the `bpfilterd` console script."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    sys.exit(run(daemon_command, "bpfilterd"))
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(daemon_command)
+    sys.exit(run_app(app, "bpfilterd"))
 
 
 if __name__ == "__main__":

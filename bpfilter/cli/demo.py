@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bpfilter.cli.verify import cutover
 from bpfilter.demo.tour import Tour
 from bpfilter.errors import LabError
 from bpfilter.ruleset.model import Backend
@@ -32,7 +33,7 @@ def demo_command(
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory(prefix="bpfilter-demo-") as directory:
         os.environ.setdefault("XTABLES_LOCKFILE", f"{directory}/xtables.lock")
-        findings = Tour(console, backend, Path(directory) / "state").run()
+        findings = Tour(console, backend, Path(directory) / "state", cutover).run()
     table = Table(title="Summary", title_justify="left", show_header=False)
     for what, value in findings.rows:
         table.add_row(what, value)

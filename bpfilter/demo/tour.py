@@ -20,6 +20,9 @@ from bpfilter.demo.flood import Flooder, enable_gro, flooder, udp_frame
 from bpfilter.demo.network import DEVICE, FLOOD4, Network, inside
 from bpfilter.demo.traffic import PROBES, Services, run_probes
 from bpfilter.errors import LabError
+from bpfilter.lab.report import Report
+from bpfilter.lab.verify import Cutover, verify
+from bpfilter.lab.verify import Request as LabRequest
 from bpfilter.rollout.journal import Journal
 from bpfilter.rollout.lease import RENEW_SECONDS
 from bpfilter.rollout.prepare import Prepared
@@ -32,7 +35,8 @@ from bpfilter.ruleset.model import Backend
 from bpfilter.ruleset.read import read_text
 
 CONFIRM_SECONDS = 3.0
-FLOOD_PACKETS = 20_000
+LAB_PACKETS = 200
+FLOOD_PACKETS = 10_000
 FLOOD_PORTS = (53, 443, 137, 9)
 _EMPTY = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n"
 _TRACKED = "-A INPUT -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n"
@@ -58,12 +62,12 @@ def ruleset_text(family: Family) -> str:
 class Tour:
     """The steps, in order; each prints what it saw and adds to the findings."""
 
-    def __init__(self, console: Console, backend: Backend, state: Path) -> None:
+    def __init__(self, console: Console, backend: Backend, state: Path, cutover: Cutover) -> None:
         self.console = console
         self.backend = backend
         self.findings = Findings()
         self._state = state
-        self._stack = ExitStack()
+        self._cutover_for_lab = cutover
 
     def run(self) -> Findings:
         """All steps. LabError or RolloutError if one does not show what it must."""
@@ -82,6 +86,7 @@ class Tour:
             journal = stack.enter_context(Journal(self._state))
             request = Request((DEVICE,), self.backend)
             with Rollout(request, journal, self._event) as rollout:
+                self._verify()
                 self._shadow(rollout, network, expected)
                 self._cutover(rollout, network, expected)
                 self._unconfirmed(rollout, network, expected)
@@ -117,8 +122,33 @@ class Tour:
                 self.console.print(f"  {family}: {rules} rules restored")
                 self.findings.add(f"rules, {family}", str(rules))
 
-    def _flood(self, flood: Flooder, frames: Sequence[bytes], how: str) -> float:
-        took = flood.nanoseconds(frames, FLOOD_PACKETS)
+    def _verify(self) -> None:
+        with self._step("Verify in the lab: the same packets through iptables and through BPF"):
+            for family in Family:
+                ruleset = read_text(ruleset_text(family), family=family, source=f"demo {family}")
+                request = LabRequest(
+                    ruleset, self.backend, packets=LAB_PACKETS, cutover=self._cutover_for_lab
+                )
+                self._verified(family, verify(request))
+
+    def _verified(self, family: Family, report: Report) -> None:
+        packets = sum(chain.shadow.packets for chain in report.chains)
+        again = sum(chain.cutover.packets for chain in report.chains if chain.cutover is not None)
+        if not report.holds:
+            raise LabError(f"the lab found a difference: {report.divergences[:1]}")
+        told = f"{packets} packets in shadow, {again} in cutover: no divergence"
+        self.console.print(f"  {family}: {told}")
+        self.findings.add(f"verified, {family}", told)
+
+    def _flood(
+        self, flood: Flooder, frames: Sequence[bytes], how: str, rollout: Rollout | None = None
+    ) -> float:
+        times = []
+        for frame in frames:
+            times.append(flood.nanoseconds(frame, FLOOD_PACKETS))
+            if rollout is not None and rollout.tick() is not None:
+                raise LabError("the lease was revoked while packets were measured")
+        took = sum(times) / len(times)
         self.console.print(f"  {took:,.0f} ns per packet {how}")
         return took
 
@@ -223,8 +253,7 @@ class Tour:
             rollout.tick()
             self._same(network, "decided by BPF", expected)
             rollout.tick()
-            took = self._flood(flood, frames, "through BPF")
-            rollout.tick()
+            took = self._flood(flood, frames, "through BPF", rollout)
             self._same(network, "after the flood", expected)
             return took
 

@@ -109,7 +109,7 @@ def _answer(sock: socket.socket) -> None:
 
 
 def run_probes(
-    network: Network, probes: Sequence[Probe] = PROBES, *, patience: float = 0.25
+    network: Network, probes: Sequence[Probe] = PROBES, *, patience: float = 0.15
 ) -> Mapping[tuple[str, str], bool]:
     """Try every probe over both families; (probe, family) → whether it was answered."""
     results = {}
