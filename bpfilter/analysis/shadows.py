@@ -1,0 +1,122 @@
+"""Which earlier rules take the packets of a rule, looked for among those whose ranges meet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bpfilter.analysis.conditions import Scene, static_part
+from bpfilter.analysis.diagrams import Diagrams, Packets
+from bpfilter.analysis.hulls import Hulls
+from bpfilter.compiler.ir import Treatment
+from bpfilter.ruleset.model import Chain, Rule, RuleRef
+
+_MAX_PRUNED = 16
+_MAX_COVER = 16
+"""More earlier rules than this are not put together to see whether they cover a rule."""
+
+
+class HeldPackets(Protocol):
+    def of(self, rule: Rule) -> Packets:
+        """The packets that a rule matches."""
+
+
+class Flow(Protocol):
+    """What is known of a built-in chain's rules (`reach.Reach`)."""
+
+    scene: Scene
+    chains: Mapping[str, Chain]
+    treatments: Mapping[RuleRef, Treatment]
+    diagrams: Diagrams
+    callers: dict[str, list[Rule]]
+
+    @property
+    def held(self) -> HeldPackets: ...
+
+    def takes(self, rule: Rule) -> Packets:
+        """The packets that certainly do not go on behind a rule."""
+
+
+class Shadows:
+    """Answers for one built-in chain; ranges are computed once per chain that is asked about."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._hulls: dict[str, tuple[Hulls, npt.NDArray[np.bool_]]] = {}
+
+    def cover(self, rule: Rule, packets: Packets) -> bool:
+        """Whether a few earlier rules of its chain take all the given packets of a rule.
+
+        Sound, not complete: true only if one rule does, or no more than _MAX_COVER meet it.
+        """
+        earlier, enclosing = self._earlier(rule)
+        rules = self._flow.chains[rule.chain].rules
+        if any(
+            not self._flow.takes(rules[index]).imp_strict(packets).satisfiable()
+            for index in enclosing
+        ):
+            return True
+        if len(earlier) > _MAX_COVER:
+            return False
+        for index in earlier:
+            packets = self._flow.takes(rules[index]).imp_strict(packets)
+        return not packets.satisfiable()
+
+    def of(self, rule: Rule) -> tuple[RuleRef, ...]:
+        """The rules that keep every packet from a rule; its own chain's first."""
+        packets = self._flow.held.of(rule) & self._flow.diagrams.valid
+        found: dict[RuleRef, Rule] = {}
+        self._collect(rule, packets, found)
+        needed = self._needed(found, packets)
+        return tuple(sorted(needed, key=lambda ref: (ref.chain != rule.chain, ref)))
+
+    def _collect(self, place: Rule, packets: Packets, found: dict[RuleRef, Rule]) -> None:
+        """Add the rules that keep `packets` from a place, in its chain and before jumps to it."""
+        flow = self._flow
+        flow.diagrams.check_time()
+        rules = flow.chains[place.chain].rules
+        earlier, enclosing = self._earlier(place)
+        for index in enclosing:
+            if not flow.takes(rules[index]).imp_strict(packets).satisfiable():
+                found[rules[index].ref] = rules[index]
+                return
+        for index in earlier:
+            if not packets.satisfiable():
+                return
+            rest = flow.takes(rules[index]).imp_strict(packets)
+            if rest != packets:
+                found[rules[index].ref] = rules[index]
+                packets = rest
+        for caller in flow.callers.get(place.chain, ()):
+            held = packets & flow.held.of(caller)
+            if held.satisfiable():
+                self._collect(caller, held, found)
+
+    def _earlier(self, place: Rule) -> tuple[list[int], list[int]]:
+        """Earlier rules of the chain that may share packets with one, and that may enclose it."""
+        known = self._hulls.get(place.chain)
+        if known is None:
+            flow = self._flow
+            rules = flow.chains[place.chain].rules
+            parts = [static_part(r, flow.treatments[r.ref], flow.scene.space) for r in rules]
+            taking = [flow.takes(rule).satisfiable() for rule in rules]
+            known = Hulls(parts, flow.scene.space.family), np.array(taking, dtype=np.bool_)
+            self._hulls[place.chain] = known
+        earlier = known[0].earlier(place.number - 1, known[1])
+        return earlier.tolist(), known[0].enclosing(place.number - 1, earlier).tolist()
+
+    def _needed(self, found: Mapping[RuleRef, Rule], packets: Packets) -> list[RuleRef]:
+        """Leave out rules without which the others still take all the packets."""
+        if not 1 < len(found) <= _MAX_PRUNED:
+            return list(found)
+        union = self._flow.diagrams.union
+        takes = {ref: self._flow.takes(rule) & packets for ref, rule in found.items()}
+        whole = union(list(takes.values()))
+        for ref in found:
+            others = [part for other, part in takes.items() if other != ref]
+            if union(others) == whole:
+                del takes[ref]
+        return list(takes)
