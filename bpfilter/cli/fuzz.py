@@ -122,7 +122,7 @@ def fuzz_command(
         try:
             report = try_case(case, packets)
         except BpfilterError as error:
-            typer.echo(f"ruleset {number}: {error}")
+            typer.echo(f"ruleset {number}: {_first_line(error)}")
             report, failures = None, failures + 1
             _show(case, packets)
         if report is None:
@@ -152,13 +152,17 @@ def _show(case: Case, packets: int) -> None:
     try:
         report = try_case(case, packets)
     except BpfilterError as error:
-        typer.echo(str(error))
+        typer.echo(_first_line(error))
         return
     for divergence in report.divergences if report else ():
         typer.echo(f"{divergence.run}: {divergence.cause}")
         typer.echo(f"  packet in state {divergence.state}: {dict(divergence.packet)}")
         typer.echo(f"  by the program: {' → '.join(divergence.program_path)}")
         typer.echo(f"  by iptables: {' → '.join(divergence.kernel_path)}")
+
+
+def _first_line(error: BpfilterError) -> str:
+    return error.message.split("\n", 1)[0]
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

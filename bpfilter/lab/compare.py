@@ -86,6 +86,8 @@ def missing_cause(observation: Observation, family: Family) -> str:
     packet = observation.stimulus.packet
     if observation.program is None:
         return "lost before the interface"
+    if observation.elsewhere:
+        return "came to another chain"
     if packet[Field.PACKET_TYPE] == _OTHERHOST:
         return "for another host"
     if packet[Field.TTL] == 0:

@@ -38,8 +38,8 @@ class Observation:
     """What happened to one packet.
 
     `program`: the classifier's record, None if the packet did not come to it. `before`, `after`:
-    how often it was seen at either side of filter. `states`: bits of `State`. `mark`: the packet's
-    mark behind filter.
+    how often it was seen at either side of the chain under test. `states`: bits of `State`. `mark`:
+    the packet's mark behind filter. `elsewhere`: it came to another built-in chain instead.
     """
 
     stimulus: Stimulus
@@ -48,6 +48,7 @@ class Observation:
     after: int
     states: int
     mark: int
+    elsewhere: bool = False
 
     @property
     def state(self) -> State | None:
@@ -147,7 +148,7 @@ class Oracle:
                 classifier.set_out_interface(out_names[key])
             self._send(group, in_names, forwarded)
             self._settle(classifier, group)
-        return self._collect(classifier, stimuli)
+        return self._collect(classifier, chain, stimuli)
 
     def _connect(self, stimuli: Sequence[Stimulus]) -> None:
         entries = [
@@ -191,19 +192,24 @@ class Oracle:
             time.sleep(_ROUND_SECONDS)
         time.sleep(_ROUND_SECONDS)
 
-    def _collect(self, classifier: Classifier, stimuli: Sequence[Stimulus]) -> list[Observation]:
+    def _collect(
+        self, classifier: Classifier, chain: str, stimuli: Sequence[Stimulus]
+    ) -> list[Observation]:
         records = self._observer.records()
+        hook = Hook[chain]
         found = []
         for stimulus in stimuli:
             seen = records[stimulus.number]
+            came = int(seen["before"])
             found.append(
                 Observation(
                     stimulus,
                     classifier.record(stimulus.number),
-                    int(seen["before"]),
+                    came if int(seen["hook"]) == hook else 0,
                     int(seen["after"]),
                     int(seen["states"]),
                     int(seen["mark_after"]),
+                    came > 0 and int(seen["hook"]) != hook,
                 )
             )
         return found
