@@ -122,6 +122,17 @@ static __always_inline int next_summary(struct walk *w, const __u32 slot)
 	return 0;
 }
 
+/* Whether two rows' blocks have an entry in common. */
+static __always_inline int meet(const __u64 *left, const __u64 *right)
+{
+	__u64 any = 0;
+
+#pragma unroll
+	for (__u32 i = 0; i < BLOCK_WORDS; i++)
+		any |= left[i] & right[i];
+	return any != 0;
+}
+
 /* Look through the next block (eight leaf words, a byte of the summary) that may hold an entry: one
  * reference per row serves all its words. Returns 1 at the walk's end.
  */
@@ -145,6 +156,9 @@ static __always_inline long step(struct walk *w, const __u32 slot)
 		block[i] = row_block(w->rows[i], number);
 		if (!block[i])
 			return 1;
+		/* Mostly the two addresses, which leave nothing of most blocks. */
+		if (i == 1 && !meet(block[0], block[1]))
+			return 0;
 	}
 	if (config.slots[slot].stateful) {
 		block[MAX_GROUPS] = row_block(w->state_row, number);
@@ -208,12 +222,17 @@ static __always_inline void steps(struct walk *w, const __u32 slot)
 	}
 }
 
+/* Always 0, which the verifier cannot know: else it would follow the loop for every position that
+ * counting up from a known start can reach.
+ */
+static volatile __u32 zero;
+
 /* All states' walks; `final` gets the entry at which each ends, `w->node` the node after the last.
  */
 static __always_inline enum reason walk_states(struct walk *w, const __u32 slot, __u32 *final)
 {
 	const __u32 states = config.slots[slot].states;
-	__u32 node = ROOT;
+	__u32 node = ROOT + zero;
 
 	for (__u32 state = 0; state < MAX_STATES && state < states; state++) {
 		if (config.slots[slot].stateful) {
@@ -222,7 +241,7 @@ static __always_inline enum reason walk_states(struct walk *w, const __u32 slot,
 				return REASON_LOOKUP;
 		}
 		w->start = w->node = node;
-		w->position = w->cursor = 0;
+		w->position = w->cursor = zero;
 		w->ended = 0;
 		w->summary = and_summary(w, slot, 0);
 		/* Most packets' walks are one step long. */
