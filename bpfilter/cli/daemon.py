@@ -42,6 +42,9 @@ def daemon_command(
     lease_seconds: Annotated[
         float, typer.Option(min=2.0, max=60.0, help="How long programs decide without us.")
     ] = LEASE_SECONDS,
+    accept_state_reset: Annotated[
+        bool, typer.Option(help="Legacy: our edits may reset limits that decide verdicts.")
+    ] = False,
     force: Annotated[bool, typer.Option(help="Enforce with an incomplete proof.")] = False,
     state: Annotated[
         Path | None, typer.Option(help="Directory of the journal, default by namespace.")
@@ -60,9 +63,10 @@ def daemon_command(
     for line in teardown(directory):
         log.warning("left over from before", removed=line)
     request = Request(tuple(interface), backend, lease_seconds, force=force)
+    goal = Goal(stage, confirm_within, shadow_seconds, accept_state_reset)
     journal = Journal(directory)
     try:
-        serve(request, Goal(stage, confirm_within, shadow_seconds), journal, log.info, _wait)
+        serve(request, goal, journal, log.info, _wait)
     finally:
         journal.remove()
 

@@ -37,6 +37,9 @@ def deploy_command(
     confirm_within: Annotated[
         float | None, typer.Option(min=1.0, help="Roll back unless confirmed in so many seconds.")
     ] = None,
+    accept_state_reset: Annotated[
+        bool, typer.Option(help="Legacy: our edits may reset limits that decide verdicts.")
+    ] = False,
     confirm: Annotated[bool, typer.Option("--confirm", help="Confirm the running stage.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     state: Annotated[
@@ -58,6 +61,8 @@ def deploy_command(
     words = [word for name in interface for word in ("--interface", name)]
     if confirm_within is not None:
         words += ["--confirm-within", str(confirm_within)]
+    if accept_state_reset:
+        words.append("--accept-state-reset")
     if backend is not None:
         words += ["--backend", backend]
     _start(directory, [*words, "--stage", stage], stage, console)

@@ -25,6 +25,7 @@ from bpfilter.lab.verify import Cutover, verify
 from bpfilter.lab.verify import Request as LabRequest
 from bpfilter.rollout.journal import Journal
 from bpfilter.rollout.lease import RENEW_SECONDS
+from bpfilter.rollout.notices import notices
 from bpfilter.rollout.prepare import Prepared
 from bpfilter.rollout.shadow import ShadowReport, judged
 from bpfilter.rollout.stages import Request, Rollout
@@ -175,6 +176,8 @@ class Tour:
         with self._step("Plan, prove, and attach in shadow"):
             prepared = rollout.shadow()
             self._plans(prepared)
+            for sentence in notices(prepared.rulesets.values(), prepared.backend):
+                self._event(f"notice: {sentence}")
             self._same(network, "in shadow", expected)
             for report in rollout.compare():
                 self._compared(report)

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from bpfilter.errors import BpfilterError, RolloutError
 from bpfilter.rollout.journal import Journal, Stage
 from bpfilter.rollout.lease import RENEW_SECONDS
+from bpfilter.rollout.notices import notices, refilled
+from bpfilter.rollout.prepare import Prepared
 from bpfilter.rollout.stages import Report, Request, Rollout
+from bpfilter.ruleset.model import Backend
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 60.0
 _STEADY_SECONDS = 60.0
@@ -25,11 +28,15 @@ Wait = Callable[[float], bool]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """The stage to reach and keep; `shadow_seconds` of comparison come before enforcing."""
+    """The stage to reach and keep; `shadow_seconds` of comparison come before enforcing.
+
+    `accept_reset`: our edits of legacy tables may reset limits and quotas that decide verdicts.
+    """
 
     stage: Stage
     confirm_within: float | None = None
     shadow_seconds: float = 3.0
+    accept_reset: bool = False
 
 
 class Unconfirmed(RolloutError):
@@ -73,9 +80,13 @@ def _reach(
     rollout: Rollout, goal: Goal, deadline: float | None, report: Report, wait: Wait
 ) -> bool:
     """Go to the goal's stage; true if told to stop meanwhile."""
-    rollout.shadow()
+    prepared = rollout.shadow()
     if goal.stage is not Stage.ENFORCE:
         return False
+    for sentence in notices(prepared.rulesets.values(), prepared.backend):
+        report(f"notice: {sentence}")
+    if not goal.accept_reset:
+        _refuse_resets(prepared)
     end = time.monotonic() + goal.shadow_seconds
     while (left := end - time.monotonic()) > 0:
         if wait(min(left, RENEW_SECONDS)):
@@ -95,6 +106,18 @@ def _reach(
         within = max(deadline - time.monotonic(), 0.0)
     rollout.enforce(within)
     return False
+
+
+def _refuse_resets(prepared: Prepared) -> None:
+    if prepared.backend is not Backend.LEGACY:
+        return
+    for ruleset in prepared.rulesets.values():
+        if refs := refilled(ruleset):
+            raise RolloutError(
+                f"an edit of the legacy table starts the state of {', '.join(map(str, refs))} anew,"
+                " and that state decides verdicts",
+                hint="--accept-state-reset if that is acceptable; iptables-nft keeps such state",
+            )
 
 
 def _keep(rollout: Rollout, journal: Journal, wait: Wait) -> bool:

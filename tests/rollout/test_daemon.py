@@ -194,3 +194,16 @@ def test_deploy_starts_a_daemon_and_teardown_ends_it(net: Net, tmp_path: Path) -
         assert "stopped bpfilterd" in ended.stdout
         assert remains() == ()
     assert shape(tables) == before
+
+
+def test_limits_that_decide_verdicts_are_reset_on_legacy_only_with_consent(
+    net: Net, tmp_path: Path
+) -> None:
+    rule = "*filter\n-I INPUT -p icmp -m limit --limit 1/sec -j ACCEPT\nCOMMIT\n"
+    load(net, Backend.LEGACY).restore(rule, "--noflush")
+    state = tmp_path / "state"
+    with daemon(net, state, "--stage", "enforce") as process:
+        assert process.wait(30) == 1
+        assert "filter/INPUT/1" in said(state)
+    with daemon(net, state, "--stage", "enforce", "--accept-state-reset") as process:
+        reach(process, state, Stage.ENFORCE)
