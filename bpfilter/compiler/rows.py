@@ -75,24 +75,24 @@ def pack_rows(groups: Sequence[Vectors], entries: int) -> Rows:
 def _merge_blocks(groups: Sequence[Vectors]) -> tuple[U64, list[U32]]:
     """One array of distinct blocks, and each group's references to it: u32[classes, stripes]."""
     used = [np.zeros((1, BLOCK_WORDS), np.uint64)]
-    locals_ = []
+    named = []
     for group in groups:
         referenced = np.zeros(len(group.blocks), np.bool_)
         referenced[group.refs] = True
         offset = sum(map(len, used))
-        locals_.append((np.cumsum(referenced) - 1 + offset).astype(np.uint32)[group.refs].T)
+        named.append((np.cumsum(referenced) - 1 + offset).astype(np.uint32)[group.refs].T)
         used.append(group.blocks[referenced])
     blocks, numbers = distinct_blocks(np.concatenate(used))
     zero = int(numbers[0])
-    order = _by_first_use(len(blocks), zero, [numbers[local] for local in locals_])
+    order = _by_first_use(len(blocks), zero, [numbers[own] for own in named])
     rank = np.empty(len(order), np.uint32)
     rank[order] = np.arange(len(order), dtype=np.uint32)
-    return blocks[order], [rank[numbers[local]] for local in locals_]
+    return blocks[order], [rank[numbers[own]] for own in named]
 
 
 def _by_first_use(count: int, zero: int, references: Sequence[I64]) -> I64:
     """Block numbers in the order of their first use, the zero block before all."""
-    named = np.concatenate([np.array([zero]), *(refs.reshape(-1) for refs in references)])
+    uses = np.concatenate([np.array([zero]), *(refs.reshape(-1) for refs in references)])
     first = np.zeros(count, np.int64)
-    first[named[::-1]] = np.arange(len(named))[::-1]
+    first[uses[::-1]] = np.arange(len(uses))[::-1]
     return np.argsort(first)

@@ -78,9 +78,7 @@ class Sampler:
     def mutate(self, packet: Packet) -> Packet:
         """A packet that differs in one or two fields."""
         changed = dict(packet)
-        for field in self.random.sample(
-            self.drawn, min(len(self.drawn), self.random.choice((1, 2)))
-        ):
+        for field in self.random.sample(self.drawn, self.random.choice((1, 2))):
             changed[field] = self._value(field, None)
         return self._settle(changed, None)
 
