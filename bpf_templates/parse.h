@@ -32,7 +32,6 @@ struct packet {
 	__u32 source[4]; /* host order words, most significant first; IPv4 in the last */
 	__u32 destination[4];
 	__u32 network; /* offset of the IP header */
-	__u32 end;     /* offset behind its payload */
 	__u32 id;      /* IPv4 ID, or the flow label's low 16 bits */
 	__u32 length;
 	__u16 source_port;
@@ -72,9 +71,8 @@ struct mac {
 
 /* Ports, flags and types; a header that iptables would find incomplete is left to it. */
 static __always_inline enum reason parse_transport(struct __sk_buff *skb, struct packet *p,
-						   __u32 offset)
+						   __u32 offset, __u32 available)
 {
-	const __u32 available = p->end - offset;
 	__u32 needed = 0;
 	struct ports ports;
 	__be16 type;
@@ -120,12 +118,13 @@ static __always_inline __u32 frame_length(struct __sk_buff *skb)
 	return skb->len + (run ? run->cut : 0);
 }
 
-static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, struct packet *p)
+static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, struct packet *p,
+					      __u32 network)
 {
 	struct iphdr header;
 	__u32 length;
 
-	if (LOAD(skb, p->network, &header))
+	if (LOAD(skb, network, &header))
 		return REASON_TRUNCATED;
 	if (header.version != 4 || header.ihl < 5)
 		return REASON_MALFORMED;
@@ -137,24 +136,23 @@ static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, struct pack
 		return REASON_OPTIONS;
 	if (length < sizeof(header))
 		return REASON_MALFORMED;
-	if (p->network + length > frame_length(skb))
+	if (network + length > frame_length(skb))
 		return REASON_TRUNCATED;
 	if (header.frag_off & bpf_htons(IPV4_FRAGMENT))
 		return REASON_FRAGMENT;
-	p->end = p->network + length;
 	p->source[3] = bpf_ntohl(header.saddr);
 	p->destination[3] = bpf_ntohl(header.daddr);
 	p->protocol = header.protocol;
 	p->ttl = header.ttl;
 	p->tos = header.tos;
-	return parse_transport(skb, p, p->network + sizeof(header));
+	return parse_transport(skb, p, network + sizeof(header), length - sizeof(header));
 }
 
 /* Hop-by-hop and destination options are skipped as ipv6_find_hdr does (net/ipv6/exthdrs_core.c);
  * the loop is bounded by MAX_EXTENSIONS.
  */
 static __always_inline enum reason skip_extensions(struct __sk_buff *skb, struct packet *p,
-						   __u32 *offset)
+						   __u32 *offset, __u32 end)
 {
 	__u8 extension[2];
 
@@ -171,11 +169,11 @@ static __always_inline enum reason skip_extensions(struct __sk_buff *skb, struct
 		default:
 			return REASON_NONE;
 		}
-		if (*offset + 8 > p->end || bpf_skb_load_bytes(skb, *offset, extension, 2))
+		if (*offset + 8 > end || bpf_skb_load_bytes(skb, *offset, extension, 2))
 			return REASON_TRUNCATED;
 		p->protocol = extension[0];
 		*offset += (extension[1] + 1) * 8;
-		if (*offset > p->end)
+		if (*offset > end)
 			return REASON_TRUNCATED;
 	}
 	return REASON_EXTENSION;
@@ -189,32 +187,34 @@ static __always_inline void words(__u32 *to, const __be32 *from)
 	to[3] = bpf_ntohl(from[3]);
 }
 
-static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, struct packet *p)
+static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, struct packet *p,
+					      __u32 network)
 {
 	struct ipv6hdr header;
-	__u32 offset = p->network + sizeof(header);
+	__u32 offset = network + sizeof(header);
 	enum reason reason;
+	__u32 length;
 
-	if (LOAD(skb, p->network, &header))
+	if (LOAD(skb, network, &header))
 		return REASON_TRUNCATED;
 	if (header.version != 6)
 		return REASON_MALFORMED;
 	p->version = 6;
 	p->id = header.flow_lbl[1] << 8 | header.flow_lbl[2];
-	p->length = bpf_ntohs(header.payload_len) + sizeof(header);
+	length = bpf_ntohs(header.payload_len) + sizeof(header);
+	p->length = length;
 	/* A jumbogram says 0 and carries its length in an option. */
-	if (p->length > 0xffff || (!header.payload_len && header.nexthdr == EXTENSION_HOP))
+	if (length > 0xffff || (!header.payload_len && header.nexthdr == EXTENSION_HOP))
 		return REASON_MALFORMED;
-	if (p->network + p->length > frame_length(skb))
+	if (network + length > frame_length(skb))
 		return REASON_TRUNCATED;
-	p->end = p->network + p->length;
 	words(p->source, header.saddr.in6_u.u6_addr32);
 	words(p->destination, header.daddr.in6_u.u6_addr32);
 	p->protocol = header.nexthdr;
 	p->ttl = header.hop_limit;
 	p->tos = header.priority << 4 | header.flow_lbl[0] >> 4;
-	reason = skip_extensions(skb, p, &offset);
-	return reason ? reason : parse_transport(skb, p, offset);
+	reason = skip_extensions(skb, p, &offset, network + length);
+	return reason ? reason : parse_transport(skb, p, offset, network + length - offset);
 }
 
 /* BPF_PROG_RUN receives on `lo`, whose broadcast address is not Ethernet's. */
@@ -228,25 +228,33 @@ static __always_inline __u32 packet_type(struct __sk_buff *skb)
 	return skb->pkt_type;
 }
 
-/* Where the IP header begins: 14, or 0 for what was received without an Ethernet header (looped
- * back multicast on any device, layer 3 devices).
+/* Fills *p; returns an enum reason. The IP header begins at 14, or at 0 for what was received
+ * without an Ethernet header (looped back multicast on any device, layer 3 devices).
+ *
+ * Not static: the verifier then checks it once and knows nothing of its results, instead of
+ * following every way through it to the program's end.
  */
-static __noinline enum reason parse(struct __sk_buff *skb, struct packet *p)
+__noinline int parse(struct __sk_buff *skb, struct packet *p)
 {
-	struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
+	struct sk_buff *kernel;
+	__u32 network;
 
-	p->network = (__u16)(kernel->network_header - kernel->mac_header);
+	if (!p)
+		return REASON_LOOKUP;
+	kernel = bpf_cast_to_kern_ctx(skb);
+	network = (__u16)(kernel->network_header - kernel->mac_header);
+	p->network = network;
 	p->packet_type = packet_type(skb);
 	if (p->packet_type > PACKET_MULTICAST)
 		return REASON_OTHERHOST;
 	if (skb->vlan_present)
 		return REASON_VLAN;
-	if (p->network != 0 && p->network != ETH_HLEN)
+	if (network != 0 && network != ETH_HLEN)
 		return REASON_ETHERTYPE;
 	if (skb->protocol == bpf_htons(ETH_P_IP))
-		return parse_ipv4(skb, p);
+		return parse_ipv4(skb, p, network);
 	if (skb->protocol == bpf_htons(ETH_P_IPV6))
-		return parse_ipv6(skb, p);
+		return parse_ipv6(skb, p, network);
 	return REASON_ETHERTYPE;
 }
 

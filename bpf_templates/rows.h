@@ -22,6 +22,10 @@ struct bound {
 	__u64 low;
 };
 
+struct selection {
+	__u32 row[MAX_GROUPS];
+};
+
 /* inet_addr_type() of net/ipv4/fib_frontend.c; for IPv6 the local table alone. */
 static __always_inline __u32 address_type(const struct packet *p, const __u32 *address)
 {
@@ -78,6 +82,12 @@ static __always_inline __u32 trie4_class(const __u32 base, __u32 address)
 	return found;
 }
 
+/* 1 if a < b. Without branches: the verifier would follow both sides at every halving. */
+static __always_inline __u64 below(__u64 a, __u64 b)
+{
+	return ((~a & b) | ((~a | b) & (a - b))) >> 63;
+}
+
 /* Binary search by halves: the count is a constant, so the verifier walks one path. */
 static __always_inline __u32 bounds6_class(const __u32 slot, const __u32 n, const __u32 *address)
 {
@@ -90,12 +100,16 @@ static __always_inline __u32 bounds6_class(const __u32 slot, const __u32 n, cons
 
 	for (__u32 i = 0; i < MAX_HALVINGS && count > 1; i++) {
 		__u32 half = count / 2;
+		__u64 borrow;
 
 		bound = element(&bounds, first + found + half);
 		if (!bound)
 			return MISSING;
-		if (bound->high < high || (bound->high == high && bound->low <= low))
-			found += half;
+		borrow = below(low, bound->low);
+		borrow = below(high, bound->high) | below(high - bound->high, borrow);
+		/* Multiplied, not masked: the verifier forks on masks of 0 and -1. */
+		barrier_var(borrow);
+		found += half * (__u32)(borrow ^ 1);
 		count -= half;
 	}
 	return number_at(&ids, AXIS(slot, n).base + found);
@@ -191,9 +205,9 @@ static __always_inline enum reason missing(const __u32 n)
 	return n == IN_INTERFACE ? REASON_INTERFACE : REASON_LOOKUP;
 }
 
-/* One row per group of axes, in order. */
-static __always_inline enum reason select_rows_of(struct __sk_buff *skb, const struct packet *p,
-						  const __u32 slot, const __u64 **selected)
+/* The number of one row per group of axes, in order. */
+static __always_inline int select_of(struct __sk_buff *skb, const struct packet *p,
+				     const __u32 slot, struct selection *selected)
 {
 	/* Read once: what the verifier knows to be constant still costs a load each time. */
 	const __u32 used = config.slots[slot].axes_used;
@@ -202,6 +216,8 @@ static __always_inline enum reason select_rows_of(struct __sk_buff *skb, const s
 	__u32 combined = 0;
 	__u32 group = 0;
 
+	if (!p || !selected)
+		return REASON_LOOKUP;
 #pragma unroll
 	for (__u32 n = 0; n < AXES; n++) {
 		__u32 id;
@@ -224,20 +240,17 @@ static __always_inline enum reason select_rows_of(struct __sk_buff *skb, const s
 			continue;
 		if (group >= MAX_GROUPS)
 			return REASON_LOOKUP;
-		selected[group] = element(&rows, AXIS(slot, n).row_base + id);
-		if (!selected[group])
-			return REASON_LOOKUP;
-		group++;
+		selected->row[group++] = AXIS(slot, n).row_base + id;
 	}
 	return REASON_NONE;
 }
 
-/* Functions of their own, so that their stack is free again when the walk begins. */
-#define SELECT(slot)                                                                              \
-	static __noinline enum reason select##slot(struct __sk_buff *skb, const struct packet *p, \
-						   const __u64 **selected)                        \
-	{                                                                                         \
-		return select_rows_of(skb, p, slot, selected);                                    \
+/* Return an enum reason. Not static, for the reason given at parse(). */
+#define SELECT(slot)                                                               \
+	__noinline int select##slot(struct __sk_buff *skb, const struct packet *p, \
+				    struct selection *selected)                    \
+	{                                                                          \
+		return select_of(skb, p, slot, selected);                          \
 	}
 
 SELECT(0)
@@ -245,19 +258,35 @@ SELECT(1)
 SELECT(2)
 SELECT(3)
 
+/* The rows that the packet selects. */
 static __always_inline enum reason select_rows(struct __sk_buff *skb, const struct packet *p,
 					       const __u32 slot, const __u64 **selected)
 {
+	const __u32 groups = config.slots[slot].groups;
+	struct selection numbers = {};
+	int reason;
+
 	switch (slot) {
 	case 0:
-		return select0(skb, p, selected);
+		reason = select0(skb, p, &numbers);
+		break;
 	case 1:
-		return select1(skb, p, selected);
+		reason = select1(skb, p, &numbers);
+		break;
 	case 2:
-		return select2(skb, p, selected);
+		reason = select2(skb, p, &numbers);
+		break;
 	default:
-		return select3(skb, p, selected);
+		reason = select3(skb, p, &numbers);
 	}
+	if (reason)
+		return reason;
+	for (__u32 i = 0; i < groups && i < MAX_GROUPS; i++) {
+		selected[i] = element(&rows, numbers.row[i]);
+		if (!selected[i])
+			return REASON_LOOKUP;
+	}
+	return REASON_NONE;
 }
 
 #endif
