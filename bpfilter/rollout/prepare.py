@@ -13,7 +13,7 @@ from bpfilter.errors import ProofFailed, RolloutError
 from bpfilter.rollout import ours
 from bpfilter.rollout.dispatch import Dispatch, merge, render
 from bpfilter.rollout.drift import Fingerprint
-from bpfilter.rollout.tables import Tables
+from bpfilter.rollout.tables import Tables, all_tables
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.live import is_populated, read_live
 from bpfilter.ruleset.model import Backend, Ruleset
@@ -24,11 +24,14 @@ LIVE_CHAINS = (("filter", "INPUT"),)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Both families' rulesets as they were read, translated and proven."""
+    """Both families' rulesets as they were read, translated and proven.
+
+    `fingerprints`: of both backends, since packets pass through the rules of both.
+    """
 
     backend: Backend
     tables: Mapping[Family, Tables]
-    fingerprints: Mapping[Family, Fingerprint]
+    fingerprints: Mapping[Tables, Fingerprint]
     plans: Mapping[Family, Plan]
     proofs: Mapping[Family, Sequence[Proof]]
     image: Image
@@ -122,7 +125,9 @@ def prepare(
             f"iptables-{backend} has no filter table here", hint="load your rules first"
         )
     image = assemble(list(plans.values()))
-    fingerprints = {family: Fingerprint.of(save) for family, save in saves.items()}
+    fingerprints = {tables[family]: Fingerprint.of(save) for family, save in saves.items()}
+    for other in all_tables():
+        fingerprints.setdefault(other, Fingerprint.of(other.save()))
     return Prepared(backend, tables, fingerprints, plans, proofs, image)
 
 

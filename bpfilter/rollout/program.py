@@ -13,6 +13,7 @@ from bpfilter.compiler.plan import ChainPlan, Image
 from bpfilter.kernel.addresses import LocalRoute, read_local_table
 from bpfilter.kernel.attach import TcxLink
 from bpfilter.kernel.config import Mode, Reason
+from bpfilter.kernel.generation import Generation
 from bpfilter.kernel.program import Classifier, Options
 from bpfilter.kernel.syscall import MAP_DELETE, bpf, map_update
 from bpfilter.rollout import pins
@@ -37,6 +38,7 @@ class Program:
         self._classifier = classifier
         self._links = links
         self._addresses = frozenset(addresses)
+        self.generation: Generation | None = None
         self._numbers: set[int] = set()
         self._stack = ExitStack()
         self._stack.callback(classifier.close)
@@ -57,12 +59,13 @@ class Program:
             generation=True,
         )
         classifier = Classifier.load(image, options)
+        program = cls(classifier, links, addresses)
         try:
-            classifier.set_generation(classifier.observe_generation())
+            program.accept(program.observe())
         except BaseException:
-            classifier.close()
+            program.close()
             raise
-        return cls(classifier, links, addresses)
+        return program
 
     def attach(self) -> None:
         """Attach at every interface's TC ingress; `close` detaches what was attached."""
@@ -84,6 +87,15 @@ class Program:
 
     def _ours(self, found: Attached) -> bool:
         return found.our_filter or found.link in self._numbers
+
+    def observe(self) -> Generation:
+        """The generation of the kernel's rules now."""
+        return self._classifier.observe_generation()
+
+    def accept(self, generation: Generation) -> None:
+        """From now on decide while the kernel's rules are of this generation."""
+        self._classifier.set_generation(generation)
+        self.generation = generation
 
     def refresh_addresses(self) -> bool:
         """Tell the program the host's local addresses of now; true if they had changed.

@@ -16,6 +16,7 @@ from types import TracebackType
 from bpfilter.compiler.codes import CODES
 from bpfilter.compiler.mark import MarkField
 from bpfilter.errors import RolloutError
+from bpfilter.kernel.generation import Generation
 from bpfilter.rollout import host
 from bpfilter.rollout.drift import Fingerprint
 from bpfilter.rollout.journal import Journal, Stage
@@ -24,9 +25,11 @@ from bpfilter.rollout.mark import choose, ruleset_uses
 from bpfilter.rollout.prepare import LIVE_CHAINS, Prepared, prepare
 from bpfilter.rollout.program import Program
 from bpfilter.rollout.shadow import ShadowReport, compare
+from bpfilter.rollout.tables import Tables
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
 
+_HOST_TICKS = 5
 _GRACE_SECONDS = 0.05
 """Marked packets that are between TC and filter when marking stops get through in this time."""
 
@@ -58,7 +61,7 @@ class Rollout:
         self._report = report
         self._program: Program | None = None
         self._links: Mapping[str, int] = {}
-        self._expected: Mapping[Family, Fingerprint] = {}
+        self._expected: Mapping[Tables, Fingerprint] = {}
         self._counted_from: Mapping[Family, Ruleset] = {}
         self._ticks = 0
 
@@ -128,11 +131,11 @@ class Rollout:
 
     def tick(self) -> str | None:
         """Check everything, then renew the lease. Otherwise revoke it and say why."""
-        if self.lease is None:
-            return "nothing is loaded"
         reason = self._trouble()
+        if self.lease is None or self._program is None:
+            return reason
         if reason is None:
-            if self._program is not None and self._program.refresh_addresses():
+            if self._program.refresh_addresses():
                 self._report("the host's addresses changed: the program knows them now")
             self.lease.renew()
         else:
@@ -200,13 +203,14 @@ class Rollout:
             prepared.tables[family].install(
                 prepared.dispatch(family, mark, self.request.interfaces, translated=translated)
             )
-        saves = {family: tables.save() for family, tables in prepared.tables.items()}
-        self._expected = {family: Fingerprint.of(save) for family, save in saves.items()}
-        for family, fingerprint in self._expected.items():
-            if fingerprint.ruleset != prepared.fingerprints[family].ruleset:
+        now = {tables: Fingerprint.of(tables.save()) for tables in prepared.fingerprints}
+        for tables, fingerprint in now.items():
+            if fingerprint.ruleset != prepared.fingerprints[tables].ruleset:
                 raise RolloutError(
-                    f"the {family} ruleset changed while it was being translated", hint="try again"
+                    f"the {tables.family} rules changed while they were translated",
+                    hint="try again",
                 )
+        self._expected = now
 
     def _start(self, prepared: Prepared, mark: MarkField | None) -> None:
         program = self._program = Program.load(prepared.image, self._links, mark)
@@ -232,24 +236,48 @@ class Rollout:
             self._program = None
 
     def _drift(self) -> str | None:
-        if self.prepared is None:
-            return None
-        for family, tables in self.prepared.tables.items():
-            drift = self._expected[family].drift(tables.save())
+        for tables, expected in self._expected.items():
+            drift = expected.drift(tables.save())
             if drift:
-                return f"{family} {drift}"
+                return f"{tables.family} iptables-{tables.backend} {drift}"
         return None
 
     def _trouble(self) -> str | None:
-        if self.lease is not None and self.lease.seconds_left == 0:
+        """Why the program may not go on; None if all it rests on is as it was."""
+        program = self._program
+        if self.lease is None or program is None:
+            return "nothing is loaded"
+        if self.lease.seconds_left == 0:
             return "the stage was not confirmed in time"
         for name, index in self._links.items():
             if host.link_index(name) != index:
                 return f"interface {name} is gone or was renamed"
-        if self._program is not None:
-            if not self._program.attached():
-                return "our program is no longer attached"
-            foreign = self._program.foreign() if self.mark is not None else ()
-            if foreign:
-                return f"foreign {foreign[0]} could forge marks"
-        return self._drift()
+        if not program.attached():
+            return "our program is no longer attached"
+        if self.mark is not None and (foreign := program.foreign()):
+            return f"foreign {foreign[0]} could forge marks"
+        generation = program.observe()
+        return self._drift() or self._host_trouble(generation) or self._follow(generation)
+
+    def _host_trouble(self, generation: Generation) -> str | None:
+        """What only matters to marks, looked at now and then and after any edit of rules."""
+        self._ticks += 1
+        edited = self._program is not None and generation != self._program.generation
+        if self.mark is None or not (edited or self._ticks % _HOST_TICKS == 0):
+            return None
+        for obstacle in host.host_obstacles():
+            return obstacle.what
+        for use in host.mark_uses():
+            if use.bits & self.mark.mask:
+                return f"{use.user} uses our bits of the mark"
+        return None
+
+    def _follow(self, generation: Generation) -> str | None:
+        """Accept a generation under which the rules were just found unchanged."""
+        if self._program is None or generation == self._program.generation:
+            return None
+        if self._program.observe() != generation:
+            return "the kernel's rules are being changed"
+        self._program.accept(generation)
+        self._report("the kernel's rules were edited, ours and those we translated are the same")
+        return None

@@ -13,7 +13,7 @@ from bpfilter.rollout import ours
 from bpfilter.rollout.dispatch import Dispatch
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
-from bpfilter.ruleset.tools import run, tool
+from bpfilter.ruleset.tools import find, run, tool
 
 _WAIT_SECONDS = "10"
 
@@ -69,3 +69,13 @@ class Tables:
         if text:
             self.restore(text)
         return bool(text)
+
+
+def all_tables() -> tuple[Tables, ...]:
+    """Both families' tables of every backend whose tools are installed."""
+    return tuple(
+        Tables(family, backend)
+        for backend in Backend
+        for family in Family
+        if find(tool(family, backend, "save")) is not None
+    )

@@ -9,16 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from bpfilter.rollout import pins
 from bpfilter.rollout.attached import attached, remove_filter
 from bpfilter.rollout.journal import Journal
-from bpfilter.rollout.tables import Tables
-from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.model import Backend
-from bpfilter.ruleset.tools import find, tool
+from bpfilter.rollout.tables import all_tables
 
 _STOP_SECONDS = 15.0
 
@@ -51,7 +47,7 @@ def teardown(directory: Path | None = None) -> tuple[str, ...]:
         if found.our_filter:
             remove_filter(found)
             removed.append(str(found))
-    for tables in _all_tables():
+    for tables in all_tables():
         present = tables.leftovers()
         if tables.clear():
             removed.append(
@@ -68,16 +64,9 @@ def remains() -> tuple[str, ...]:
     """What of ours stands in this network namespace, by asking the kernel; empty if nothing."""
     tables = (
         f"{name} in {each.family} iptables-{each.backend}"
-        for each in _all_tables()
+        for each in all_tables()
         for name in each.leftovers().chains
     )
     links = (f"link {path}" for path in pins.pinned_links())
     filters = (str(found) for found in attached() if found.our_filter)
     return (*links, *filters, *tables)
-
-
-def _all_tables() -> Iterator[Tables]:
-    for backend in Backend:
-        for family in Family:
-            if find(tool(family, backend, "save")) is not None:
-                yield Tables(family, backend)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bpfilter.rollout.journal import Journal, Stage
-from bpfilter.rollout.teardown import remains
+from bpfilter.rollout.teardown import remains, teardown
 from bpfilter.ruleset.model import Backend
 from tests.rollout.network import Iptables, Net, entered
 from tests.rollout.test_stages import FATES, load, outcome, shape
@@ -36,7 +36,7 @@ def daemon(net: Net, state: Path, *options: str) -> Iterator[subprocess.Popen[st
         process.kill()
         process.wait()
         with entered(net.fw):
-            verb(["teardown", "--state", str(state)])
+            teardown(state)
 
 
 def said(state: Path) -> str:

@@ -273,3 +273,27 @@ def test_a_new_local_address_is_decided_too_after_the_next_check(
             seen.append(tables.packets(ORIGINAL) - before)
             assert rollout.tick() is None
         assert seen == [1, 0]
+
+
+def test_an_edit_that_leaves_the_rules_as_they_were_is_followed(net: Net, journal: Journal) -> None:
+    tables = load(net, Backend.NFT)
+    with entered(net.fw), Rollout(Request(("v1",)), journal, print) as rollout:
+        rollout.shadow()
+        rollout.enforce()
+        call("nft", "add table inet shop")
+        assert outcome(net, tables) == (FATES, 12), "punted from the next packet on"
+        assert rollout.tick() is None
+        assert outcome(net, tables) == (FATES, 0)
+        call("iptables-legacy", "-A", "INPUT", "-s", "10.1.1.1", "-j", "DROP")
+        assert "iptables-legacy ruleset changed" in (rollout.tick() or "nothing")
+
+
+def test_a_routing_rule_on_our_bits_revokes_the_lease(net: Net, journal: Journal) -> None:
+    load(net, Backend.NFT)
+    with entered(net.fw), Rollout(Request(("v1",)), journal, print) as rollout:
+        rollout.shadow()
+        rollout.enforce()
+        assert rollout.tick() is None
+        call("ip", "rule", "add", "fwmark", "0x1000000/0x1000000", "lookup", "7")
+        reasons = [rollout.tick() for _ in range(5)]
+        assert any(reason and "uses our bits" in reason for reason in reasons)
