@@ -24,7 +24,7 @@ _STATIC_BUDGET = 3000
 
 _CHUNK = 512
 _PATIENCE = 3
-"""Chunks without a new function after which the search ends."""
+"""Chunks without a new function after which the search ends; more where there are many."""
 _HITS = 3
 _KEPT = 3
 """Packets kept of each function, as the stock to be changed."""
@@ -76,7 +76,7 @@ class _Search:
             self._meet(chunk)
             budget -= len(chunk)
         idle = 0
-        while budget > 0 and idle < _PATIENCE:
+        while budget > 0 and idle < _PATIENCE + len(self.found) // 8:
             chunk = list(islice(self._random(), min(_CHUNK, budget)))
             idle = 0 if self._meet(chunk) else idle + 1
             budget -= len(chunk)
