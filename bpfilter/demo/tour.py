@@ -32,11 +32,13 @@ from bpfilter.rollout.stages import Request, Rollout
 from bpfilter.rollout.tables import Tables
 from bpfilter.rollout.teardown import remains
 from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.model import Backend
+from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_text
+from bpfilter.ruleset.writer import rule_words
 
 CONFIRM_SECONDS = 3.0
 LAB_PACKETS = 200
+SHOWN_RULES = 5
 FLOOD_PACKETS = 10_000
 FLOOD_PORTS = (53, 443, 137, 9)
 _EMPTY = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n"
@@ -179,8 +181,8 @@ class Tour:
             for sentence in notices(prepared.rulesets.values(), prepared.backend):
                 self._event(f"notice: {sentence}")
             self._same(network, "in shadow", expected)
-            for report in rollout.compare():
-                self._compared(report)
+            for plan, report in zip(prepared.plans.values(), rollout.compare(), strict=True):
+                self._compared(plan.ruleset, report)
 
     def _plans(self, prepared: Prepared) -> None:
         table = Table("family", *FateKind, "proof", box=None)
@@ -193,13 +195,23 @@ class Tour:
         self.console.print(table)
         self.findings.add("equivalence proof", "holds for both families")
 
-    def _compared(self, report: ShadowReport) -> None:
+    def _compared(self, ruleset: Ruleset, report: ShadowReport) -> None:
+        """Both sides' counters of the busiest rules, and whether all of them fit together."""
+        table = Table("rule", "iptables", "program", "what it says", box=None)
+        for count in sorted(report.rules, key=lambda each: -each.iptables)[:SHOWN_RULES]:
+            bounds, ref = count.bounds, count.rule
+            told = str(bounds.certain)
+            if bounds.certain != bounds.possible:
+                told = f"{bounds.certain} to {bounds.possible}, by state"
+            words = rule_words(ruleset.rule(ref)) if ref.number else "the policy"
+            name = f"{ruleset.family} {ref.chain}/{ref.number}"
+            table.add_row(name, str(count.iptables), told, words)
+        self.console.print(table)
         self.console.print(f"  {report}")
         if report.mismatches:
             raise LabError(f"shadow counters disagree at {report.mismatches[0].rule}")
-        self.findings.add(
-            "shadow, counters", f"0 mismatches in {report.compared} rules with traffic"
-        )
+        told = f"0 mismatches in {report.compared} rules with traffic"
+        self.findings.add(f"shadow, {ruleset.family}", told)
 
     def _cutover(
         self, rollout: Rollout, network: Network, expected: Mapping[tuple[str, str], bool]
