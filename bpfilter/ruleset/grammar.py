@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from bpfilter.errors import RulesetRefused
 from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.lexer import split
+from bpfilter.ruleset.lexer import MAX_WORD, split, too_long
 from bpfilter.ruleset.matches.common import BadWord
 from bpfilter.ruleset.model import (
     BUILTIN_CHAINS,
@@ -61,11 +61,15 @@ class Refuser:
         return RulesetRefused(message, source=self.source, line=line, word=word, hint=hint)
 
 
-def parse(text: str, family: Family, source: str, *, lenient: bool = False) -> dict[str, Table]:
+def parse(
+    text: str, family: Family, source: str, *, lenient: bool = False, printed: bool = False
+) -> dict[str, Table]:
     """All tables of the text. A table that stands twice counts as iptables-restore has it: last.
 
     `lenient`: what iptables-nft-restore --test passes although it does not load is taken too: rules
     for and jumps to chains that were never declared, policies that are none.
+
+    `printed`: iptables-save printed the text, maybe with words that iptables-restore cannot read.
     """
     refuse = Refuser(source)
     tables: dict[str, Table] = {}
@@ -76,7 +80,7 @@ def parse(text: str, family: Family, source: str, *, lenient: bool = False) -> d
         if not line or line[0] == "#":
             continue
         if current is None:
-            current = _open_table(line, number, rules, refuse, lenient)
+            current = _open_table(line, number, rules, refuse, lenient, printed)
         elif line == "COMMIT":
             tables[current.name] = current.finish()
             current = None
@@ -92,7 +96,7 @@ def parse(text: str, family: Family, source: str, *, lenient: bool = False) -> d
 
 
 def _open_table(
-    line: str, number: int, rules: RuleParser, refuse: Refuser, lenient: bool
+    line: str, number: int, rules: RuleParser, refuse: Refuser, lenient: bool, printed: bool
 ) -> _TableParser:
     if not line.startswith("*"):
         hint = "a ruleset is what iptables-save prints: *table, chains, rules, COMMIT"
@@ -100,7 +104,7 @@ def _open_table(
     name = (line[1:].split() or [""])[0]
     if name not in BUILTIN_CHAINS:
         raise refuse("no such table", number, name, f"tables are {', '.join(BUILTIN_CHAINS)}")
-    return _TableParser(name, rules, refuse, lenient)
+    return _TableParser(name, rules, refuse, lenient, printed)
 
 
 def _counters(word: str) -> Counters | None:
@@ -110,8 +114,11 @@ def _counters(word: str) -> Counters | None:
 
 
 class _TableParser:
-    def __init__(self, name: str, rules: RuleParser, refuse: Refuser, lenient: bool) -> None:
+    def __init__(
+        self, name: str, rules: RuleParser, refuse: Refuser, lenient: bool, printed: bool
+    ) -> None:
         self.name = name
+        self._printed = printed
         self._lenient = lenient
         self._parser = rules
         self._refuse = refuse
@@ -126,6 +133,11 @@ class _TableParser:
                 raise self._refuse("counters are [packets:bytes]", number, before)
             counters = _counters(before + bracket)
         words = split(line, source=self._refuse.source, number=number)
+        long = too_long(words) if len(line) > MAX_WORD and not self._printed else None
+        if long is not None:
+            raise self._refuse(
+                f"iptables-restore takes words of at most {MAX_WORD} bytes", number, long[:40]
+            )
         if not words:
             raise self._refuse("the line holds no command", number, hint="remove the line")
         # `-4` and `-6` may stand before the command: the line is then for that family alone.

@@ -18,27 +18,24 @@ _WORD = re.compile(
 )
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 _PLAIN = re.compile(r"""[^ \t"'\\]+""")
-_MAX_WORD = 1023
+MAX_WORD = 1023
 
 
 def split(line: str, *, source: str = "-", number: int | None = None) -> list[str]:
-    """The words of a line. Raises RulesetRefused for a quote that is never closed and long words.
+    """The words of a line. Raises RulesetRefused for a quote that is never closed.
 
     iptables-restore takes an unclosed quote to run to the end of the line, line feed included, and
     iptables-save then prints what it cannot read back: refused here.
     """
-    words = _quoted_words(line, source, number) if '"' in line else _BLANKS.findall(line)
-    if len(line) > _MAX_WORD:
-        for word in words:
-            if len(word.encode("utf-8", "surrogateescape")) > _MAX_WORD:
-                raise RulesetRefused(
-                    f"iptables-restore takes words of at most {_MAX_WORD} bytes",
-                    source=source,
-                    line=number,
-                    word=word[:40],
-                    hint="split the rule",
-                )
-    return words
+    return _quoted_words(line, source, number) if '"' in line else _BLANKS.findall(line)
+
+
+def too_long(words: list[str]) -> str | None:
+    """The first word that iptables-restore refuses for its length (over MAX_WORD bytes)."""
+    for word in words:
+        if len(word) > MAX_WORD or len(word.encode("utf-8", "surrogateescape")) > MAX_WORD:
+            return word
+    return None
 
 
 def _quoted_words(line: str, source: str, number: int | None) -> list[str]:

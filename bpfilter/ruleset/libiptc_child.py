@@ -48,10 +48,25 @@ def _rule(rule: Any) -> dict[str, Any]:
         "protocol": rule.protocol,
         "in": rule.in_interface,
         "out": rule.out_interface,
-        "matches": [match.name for match in rule.matches],
+        "fragment": str(rule.fragment) if hasattr(rule, "fragment") else "False",
+        "matches": [[match.name, _words(match)] for match in rule.matches],
         "target": target.name if target else None,
+        "target words": _words(target) if target else [],
         "goto": bool(target.goto) if target else False,
     }
+
+
+def _words(extension: Any) -> list[str] | None:
+    """The options of a match or target as words; None if libiptc's text cannot be decoded."""
+    try:
+        parameters = extension.get_all_parameters()
+    except (UnicodeDecodeError, ValueError):
+        return None
+    words: list[str] = []
+    for name, values in parameters.items():
+        negated = values[:1] == ["!"]
+        words += [*values[:negated], f"--{name}", *values[negated:]]
+    return words
 
 
 if __name__ == "__main__":

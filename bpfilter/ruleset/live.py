@@ -69,7 +69,7 @@ def read_backend(family: Family, backend: Backend) -> Ruleset:
             "(`nft list ruleset` shows them)",
         )
     try:
-        ruleset = read_text(output, source=name, family=family, backend=backend)
+        ruleset = read_text(output, source=name, family=family, backend=backend, printed=True)
     except RulesetRefused as error:
         raise LiveReadError(
             f"{name} printed what cannot be read whole: {error.message}",

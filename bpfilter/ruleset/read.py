@@ -37,10 +37,12 @@ def read_text(
     family: Family | None = None,
     backend: Backend | None = None,
     lenient: bool = False,
+    printed: bool = False,
 ) -> Ruleset:
     """Parse iptables-save text by our grammar alone; raises RulesetRefused.
 
-    Bytes that are not UTF-8 survive a round trip (surrogateescape).
+    Bytes that are not UTF-8 survive a round trip (surrogateescape). `lenient` and `printed`: see
+    `grammar.parse`.
     """
     text = data.decode("utf-8", "surrogateescape") if isinstance(data, bytes) else data
     _refuse_foreign_bytes(text, source)
@@ -50,7 +52,7 @@ def read_text(
         nft = "nf_tables" in stated[0] or "nft" in stated[0] or stated[1] == "xtables"
         backend = Backend.NFT if nft else Backend.LEGACY
     with _no_collection():
-        tables = parse(text, chosen, source, lenient=lenient)
+        tables = parse(text, chosen, source, lenient=lenient, printed=printed)
         ruleset = Ruleset(chosen, backend, tables, source=source, family_reason=reason)
         return replace(ruleset, digest=digest(ruleset))
 

@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from bpfilter.errors import ReadersDisagree, RulesetRefused
+from bpfilter.errors import RulesetRefused
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_file, read_text
 from bpfilter.ruleset.refusal import set_definitions
-from bpfilter.ruleset.second_reader import second_reading
 from bpfilter.ruleset.tools import tool
 from bpfilter.ruleset.writer import write
+from tests.ruleset.ruleset_kernel import OURS, in_namespace
 
 pytestmark = pytest.mark.kernel
 PUBLIC = sorted(Path(__file__).parents[3].glob("shared/rulesets/*.v[46]"))
 BIG = 500_000
-
-OURS = """\
-*raw
-:PREROUTING ACCEPT [0:0]
--A PREROUTING -p udp -m udp --dport 53 -j CT --notrack
-COMMIT
-*nat
-:PREROUTING ACCEPT [0:0]
--A PREROUTING -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 8080
-COMMIT
-*filter
-:INPUT DROP [0:0]
-:user - [0:0]
--A INPUT -s 10.0.0.0/255.0.255.0 ! -i eth+ -p tcp -m tcp ! --sport 1:9 --syn -j user
--A INPUT -p icmp -m icmp --icmp-type 3/4 -m limit --limit 5/min\
- -j LOG --log-prefix "odd \\"one\\": "
--A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment "a b" -j ACCEPT
--A INPUT -p tcp -m multiport --dports 22,80:90 -g user
--A user -m mac --mac-source 00:11:22:33:44:55 -j RETURN
--A user -m recent --update --seconds 60 --name x --mask 255.255.255.255 --rsource -j DROP
--A user -m addrtype --dst-type LOCAL -m pkttype --pkt-type unicast -j REJECT
-COMMIT
-"""
-
-
-def in_namespace(script: str, *arguments: str, directory: Path) -> str:
-    """Run a shell script in a throwaway network namespace; its output."""
-    environment = {**os.environ, "XTABLES_LOCKFILE": str(directory / "lock")}
-    command = ["unshare", "--net", "sh", "-ec", script, "sh", *arguments]
-    done = subprocess.run(command, capture_output=True, env=environment, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
-    return done.stdout.decode("utf-8", "surrogateescape")
 
 
 def saved(text: bytes, ruleset: Ruleset, backend: Backend, directory: Path) -> str:
@@ -151,33 +117,3 @@ except LiveReadError as error:
 '"""
 
     assert in_namespace(script, sys.executable, directory=tmp_path).startswith("refused")
-
-
-SECOND = """
-"$2" < "$1"
-exec "$3" -c '
-import sys
-from bpfilter.errors import ReadersDisagree
-from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.live import read_backend
-from bpfilter.ruleset.model import Backend
-from bpfilter.ruleset.refusal import set_definitions
-from bpfilter.ruleset.second_reader import second_reading
-ruleset = read_backend(Family(sys.argv[1]), Backend.LEGACY)
-print(*second_reading(ruleset), sep="\\n")
-' "$4"
-"""
-
-
-def test_libiptc_reads_the_same_rules(tmp_path: Path) -> None:
-
-    (tmp_path / "rules").write_text(OURS)
-    arguments = (str(tmp_path / "rules"), "iptables-legacy-restore", sys.executable, "ipv4")
-    assert in_namespace(SECOND, *arguments, directory=tmp_path).strip() == ""
-
-
-def test_readers_that_see_different_rules_disagree_loudly() -> None:
-    # This namespace's legacy tables do not hold these rules.
-    ruleset = read_text("*filter\n:nosuch-chain-here - [0:0]\nCOMMIT\n")
-    with pytest.raises(ReadersDisagree, match="nosuch-chain-here"):
-        second_reading(ruleset)
