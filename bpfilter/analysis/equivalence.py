@@ -34,7 +34,7 @@ from bpfilter.ruleset.model import RuleRef, Ruleset
 
 _OUTCOME_BITS = 16
 _SMALL = 1 << 18
-_NODES_PER_ENTRY = 1024
+_NODES_PER_ENTRY = 384
 _LARGE = 2000
 """Entries; in larger chains diagrams of the whole are tried, but for no longer than this:"""
 _LISTING_SECONDS = 1.0
@@ -80,7 +80,7 @@ def prove(
     *,
     seconds: float = 30.0,
     memory: int = 1 << 30,
-    part: int = 128,
+    part: int = 16,
 ) -> Proof:
     """Compare one chain's rules with its tables for every packet and connection state.
 

@@ -111,7 +111,10 @@ class Outcomes:
     def ends(self, outcome: OutcomeMap) -> bool:
         """Whether no valid packet has the outcome NEXT (items passed before it or not)."""
         waiting = outcome.items & outcome.high & outcome.low & self._diagrams.valid
-        return all(self._sequence(number)[-1:] != NEXT.items for number in self._present(waiting))
+        if (waiting & self.constant(NEXT).items).satisfiable():
+            return False
+        numbers = self._present(waiting)
+        return all(self._sequence(number)[-1:] != NEXT.items for number in numbers)
 
     def split(self, outcome: OutcomeMap, packets: Packets) -> Iterator[tuple[Trace, Packets]]:
         """The given packets, by what becomes of them; only outcomes that occur."""

@@ -153,7 +153,7 @@ class Reach:
             jumps = is_jump(rule)
             if known and live.packets != before and not jumps:
                 continue
-            held = before & self.held.of(rule)
+            held = self.held.of(rule) & (before if known or jumps else self.diagrams.valid)
             if not held.satisfiable() or (not known and self.shadows.cover(rule, held)):
                 missed.append(rule)
             elif jumps:
