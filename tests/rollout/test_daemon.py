@@ -140,13 +140,13 @@ def test_the_daemon_follows_a_change_of_the_rules(net: Net, tmp_path: Path) -> N
 def test_a_stage_is_confirmed_or_rolled_back(net: Net, tmp_path: Path) -> None:
     tables = load(net, Backend.NFT)
     before, state = shape(tables), tmp_path / "state"
-    options = ("--stage", "enforce", "--confirm-within", "3")
+    options = ("--stage", "enforce", "--confirm-within", "10")
     with daemon(net, state, *options) as process:
         reach(process, state, Stage.ENFORCE)
         with entered(net.fw):
             confirmed = verb(["deploy", "--confirm", "--state", str(state)])
         assert confirmed.returncode == 0, confirmed.stderr
-        time.sleep(3.2)
+        time.sleep(10.2)
         assert process.poll() is None
         assert outcome(net, tables) == (FATES, 0)
     with daemon(net, state, "--stage", "enforce", "--confirm-within", "1") as process:
