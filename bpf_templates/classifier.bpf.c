@@ -67,28 +67,27 @@ static __always_inline void count_rules(const struct decision *d, const __u32 sl
 static __always_inline enum reason classify(struct __sk_buff *skb, const struct packet *p,
 					    struct decision *d, const __u32 slot)
 {
+	struct selection selected = {};
 	const __u32 *final;
-	struct walk w = {};
-	enum reason reason;
+	int reason;
 
 	d->slot = slot;
 	if (!config.slots[slot].used)
 		return REASON_NO_SLOT;
 	if (config.slots[slot].forward && p->ttl <= 1)
 		return REASON_TTL;
-	reason = select_rows(skb, p, slot, w.rows);
+	reason = select_rows(skb, p, slot, &selected);
 	if (reason)
 		return reason;
-	reason = walk_states(&w, slot, d->final);
+	reason = walk_states(&selected, slot, d->final, &d->node);
 	if (reason)
 		return reason;
 	d->states = config.slots[slot].states;
-	d->node = w.node;
 	if (config.counting)
 		count_rules(d, slot, p->length);
-	if (w.node == DEAD)
+	if (d->node == DEAD)
 		return REASON_NO_CODE;
-	final = element(&nodes, config.slots[slot].node_base + w.node);
+	final = element(&nodes, config.slots[slot].node_base + d->node);
 	if (!final)
 		return REASON_LOOKUP;
 	d->code = final[3] & 0xff;

@@ -230,11 +230,8 @@ static __always_inline __u32 packet_type(struct __sk_buff *skb)
 
 /* Fills *p; returns an enum reason. The IP header begins at 14, or at 0 for what was received
  * without an Ethernet header (looped back multicast on any device, layer 3 devices).
- *
- * Not static: the verifier then checks it once and knows nothing of its results, instead of
- * following every way through it to the program's end.
  */
-__noinline int parse(struct __sk_buff *skb, struct packet *p)
+static __always_inline enum reason parse(struct __sk_buff *skb, struct packet *p)
 {
 	struct sk_buff *kernel;
 	__u32 network;

@@ -245,7 +245,9 @@ static __always_inline int select_of(struct __sk_buff *skb, const struct packet 
 	return REASON_NONE;
 }
 
-/* Return an enum reason. Not static, for the reason given at parse(). */
+/* Return an enum reason. Not static: the verifier then checks them once, by themselves, instead of
+ * following every way to here through them.
+ */
 #define SELECT(slot)                                                               \
 	__noinline int select##slot(struct __sk_buff *skb, const struct packet *p, \
 				    struct selection *selected)                    \
@@ -258,35 +260,19 @@ SELECT(1)
 SELECT(2)
 SELECT(3)
 
-/* The rows that the packet selects. */
-static __always_inline enum reason select_rows(struct __sk_buff *skb, const struct packet *p,
-					       const __u32 slot, const __u64 **selected)
+static __always_inline int select_rows(struct __sk_buff *skb, const struct packet *p,
+				       const __u32 slot, struct selection *selected)
 {
-	const __u32 groups = config.slots[slot].groups;
-	struct selection numbers = {};
-	int reason;
-
 	switch (slot) {
 	case 0:
-		reason = select0(skb, p, &numbers);
-		break;
+		return select0(skb, p, selected);
 	case 1:
-		reason = select1(skb, p, &numbers);
-		break;
+		return select1(skb, p, selected);
 	case 2:
-		reason = select2(skb, p, &numbers);
-		break;
+		return select2(skb, p, selected);
 	default:
-		reason = select3(skb, p, &numbers);
+		return select3(skb, p, selected);
 	}
-	if (reason)
-		return reason;
-	for (__u32 i = 0; i < groups && i < MAX_GROUPS; i++) {
-		selected[i] = element(&rows, numbers.row[i]);
-		if (!selected[i])
-			return REASON_LOOKUP;
-	}
-	return REASON_NONE;
 }
 
 #endif

@@ -6,6 +6,7 @@
 #define WALK_H
 
 #include "maps.h"
+#include "rows.h"
 
 #define DEAD 0 /* the node of residuals without a code */
 #define ROOT 1
@@ -204,20 +205,25 @@ static long step3(__u32 index, void *walk)
 	return step(walk, 3);
 }
 
+/* Most packets' walks are one step long. */
 static __always_inline void steps(struct walk *w, const __u32 slot)
 {
 	switch (slot) {
 	case 0:
-		bpf_loop(config.iterations, step0, w, 0);
+		if (!step0(0, w))
+			bpf_loop(config.iterations, step0, w, 0);
 		break;
 	case 1:
-		bpf_loop(config.iterations, step1, w, 0);
+		if (!step1(0, w))
+			bpf_loop(config.iterations, step1, w, 0);
 		break;
 	case 2:
-		bpf_loop(config.iterations, step2, w, 0);
+		if (!step2(0, w))
+			bpf_loop(config.iterations, step2, w, 0);
 		break;
 	case 3:
-		bpf_loop(config.iterations, step3, w, 0);
+		if (!step3(0, w))
+			bpf_loop(config.iterations, step3, w, 0);
 		break;
 	}
 }
@@ -227,31 +233,87 @@ static __always_inline void steps(struct walk *w, const __u32 slot)
  */
 static volatile __u32 zero;
 
-/* All states' walks; `final` gets the entry at which each ends, `w->node` the node after the last.
- */
-static __always_inline enum reason walk_states(struct walk *w, const __u32 slot, __u32 *final)
+/* Where a packet's walks have come to. */
+struct trip {
+	__u32 node;
+	__u32 entry; /* at which the last walk ended */
+};
+
+/* One state's walk. */
+static __always_inline int walk_of(const struct selection *selected, struct trip *trip, __u32 state,
+				   const __u32 slot)
+{
+	const __u32 groups = config.slots[slot].groups;
+	struct walk w;
+
+	if (!selected || !trip)
+		return REASON_LOOKUP;
+	for (__u32 i = 0; i < groups && i < MAX_GROUPS; i++) {
+		w.rows[i] = element(&rows, selected->row[i]);
+		if (!w.rows[i])
+			return REASON_LOOKUP;
+	}
+	w.state_row = 0;
+	if (config.slots[slot].stateful) {
+		w.state_row = element(&rows, config.slots[slot].state_row + state);
+		if (!w.state_row)
+			return REASON_LOOKUP;
+	}
+	w.start = w.node = trip->node;
+	w.position = w.cursor = zero;
+	w.entry = w.ended = 0;
+	w.summary = and_summary(&w, slot, 0);
+	steps(&w, slot);
+	if (!w.ended)
+		return REASON_LONG_WALK;
+	trip->node = w.node;
+	trip->entry = w.entry;
+	return REASON_NONE;
+}
+
+/* Return an enum reason; not static, as select0() … are not. */
+#define WALK(slot)                                                                     \
+	__noinline int walk##slot(const struct selection *selected, struct trip *trip, \
+				  __u32 state)                                         \
+	{                                                                              \
+		return walk_of(selected, trip, state, slot);                           \
+	}
+
+WALK(0)
+WALK(1)
+WALK(2)
+WALK(3)
+
+static __always_inline int walk(const __u32 slot, const struct selection *selected,
+				struct trip *trip, __u32 state)
+{
+	switch (slot) {
+	case 0:
+		return walk0(selected, trip, state);
+	case 1:
+		return walk1(selected, trip, state);
+	case 2:
+		return walk2(selected, trip, state);
+	default:
+		return walk3(selected, trip, state);
+	}
+}
+
+/* All states' walks; `final` gets the entry at which each ends, `node` the node after the last. */
+static __always_inline enum reason walk_states(const struct selection *selected, const __u32 slot,
+					       __u32 *final, __u32 *node)
 {
 	const __u32 states = config.slots[slot].states;
-	__u32 node = ROOT + zero;
+	struct trip trip = {.node = ROOT};
 
 	for (__u32 state = 0; state < MAX_STATES && state < states; state++) {
-		if (config.slots[slot].stateful) {
-			w->state_row = element(&rows, config.slots[slot].state_row + state);
-			if (!w->state_row)
-				return REASON_LOOKUP;
-		}
-		w->start = w->node = node;
-		w->position = w->cursor = zero;
-		w->ended = 0;
-		w->summary = and_summary(w, slot, 0);
-		/* Most packets' walks are one step long. */
-		if (!step(w, slot))
-			steps(w, slot);
-		if (!w->ended)
-			return REASON_LONG_WALK;
-		final[state] = w->entry;
-		node = w->node;
+		int reason = walk(slot, selected, &trip, state);
+
+		if (reason)
+			return reason;
+		final[state] = trip.entry;
 	}
+	*node = trip.node;
 	return REASON_NONE;
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import re
+import struct
 from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
@@ -20,8 +21,8 @@ from bpfilter.kernel import config, probe, syscall
 from bpfilter.kernel.libbpf import BpfObject
 from bpfilter.kernel.pack import OP_LAST_ITEM, pack
 from bpfilter.kernel.program import TEMPLATES, Classifier, Options, possible_cpus
-from bpfilter.ruleset.fields import Field, Intervals
-from tests.kernel.images import chain, image_of
+from bpfilter.ruleset.fields import Family, Field, Intervals
+from tests.kernel.images import RandomChains, chain, image_of
 from tests.kernel.test_punts import TCP, UDP, ipv4
 
 SOURCES = Path(__file__).resolve().parent.parent.parent / "bpf_templates"
@@ -182,6 +183,40 @@ def test_closing_leaves_no_program() -> None:
 def test_two_chains_cannot_take_one_slot() -> None:
     with pytest.raises(CompileError, match="filter/INPUT and filter/OUTPUT"):
         pack(image_of(chain(), chain(name="OUTPUT")), config.Config())
+
+
+@pytest.mark.kernel
+def test_the_largest_image_is_far_from_the_verifiers_limit() -> None:
+    """Both chains of both families, every field, five states; a million instructions is the end."""
+    chains = []
+    for family in Family:
+        for name in ("INPUT", "FORWARD"):
+            flat = RandomChains(3, family, name).chain(40)
+            fields = [
+                dataclasses.replace(
+                    flat.entries[0], box={field: Intervals.single(1)}, states=1 << number % 5
+                )
+                for number, field in enumerate(AXES)
+            ]
+            chains.append(dataclasses.replace(flat, entries=(*fields, *flat.entries)))
+    options = Options(mode=config.Mode.LIVE_INPUT, leased=True, generation=True)
+    with Classifier.load(image_of(*chains), options) as classifier:
+        info = syscall.object_info(classifier.fd)
+        (verified,) = struct.unpack_from("=I", info, 216)
+        assert 0 < verified < 200_000
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("family", list(Family))
+def test_verification_does_not_depend_on_the_size_of_the_ruleset(family: Family) -> None:
+    counts = []
+    for size in (100, 5000):
+        entries = [
+            ({Field.SOURCE: Intervals.single(number << 8)}, OpKind.ACCEPT) for number in range(size)
+        ]
+        with Classifier.load(image_of(chain(*entries, family=family))) as classifier:
+            counts += struct.unpack_from("=I", syscall.object_info(classifier.fd), 216)
+    assert counts[1] < 2 * counts[0]
 
 
 @pytest.mark.kernel
