@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from bpfilter.compiler.ir import Space, Treatment
+from bpfilter.errors import ProofFailed
 from bpfilter.ruleset.fields import (
     ALL_STATES,
     Field,
@@ -83,9 +84,17 @@ class Scene:
         return None
 
     def interface_indices(self, term: Term) -> Intervals:
-        """The indices of interface names for which a term on an interface holds."""
+        """The indices of interface names for which a term on an interface holds.
+
+        Raises ProofFailed for a pattern that the space does not know: its names are not told apart.
+        """
         assert isinstance(term.values, NamePattern)
         pattern = term.values
+        if pattern.text not in (*self.space.interfaces, "+"):
+            raise ProofFailed(
+                f"the compiled tables do not tell names like {pattern.text} apart",
+                hint="this is a defect of bpfilter: please report it with the ruleset",
+            )
         chosen = (i for i, name in enumerate(self.names) if pattern.matches(name) != term.negated)
         return Intervals.of((i, i) for i in chosen)
 

@@ -79,14 +79,10 @@ class Reach:
     treatments: Mapping[RuleRef, Treatment]
     held: Held
     diagrams: Diagrams
-    shadows: Shadows = field(init=False)
     returning: dict[str, Packets] = field(default_factory=dict)
     arriving: dict[str, Packets] = field(default_factory=dict)
     callers: dict[str, list[Rule]] = field(default_factory=dict)
     taken: dict[RuleRef, Packets] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.shadows = Shadows(self)
 
     def run(self, root: str) -> Unreachable:
         order = list(self._order(root, set()))
@@ -94,10 +90,11 @@ class Reach:
             self.returning[name] = self._returning(self.chains[name])
         self.arriving = dict.fromkeys(order, self.diagrams.false)
         self.arriving[root] = self.diagrams.valid
+        shadows = Shadows(self)
         missed: list[Rule] = []
         for name in reversed(order):
-            missed += self._pass(self.chains[name])
-        return {rule.ref: self.shadows.of(rule) for rule in missed}
+            missed += self._pass(self.chains[name], shadows)
+        return {rule.ref: shadows.of(rule) for rule in missed}
 
     def _order(self, name: str, seen: set[str]) -> Iterator[str]:
         """Callees before callers."""
@@ -142,7 +139,7 @@ class Reach:
             live.subtract(self.takes(rule))
         return self.diagrams.union([live.packets, *returned])
 
-    def _pass(self, chain: Chain) -> list[Rule]:
+    def _pass(self, chain: Chain, shadows: Shadows) -> list[Rule]:
         """Carry the packets that arrive at a chain through it; the rules that none reaches."""
         missed = []
         live = _Live(self.arriving[chain.name])
@@ -154,7 +151,7 @@ class Reach:
             if known and live.packets != before and not jumps:
                 continue
             held = self.held.of(rule) & (before if known or jumps else self.diagrams.valid)
-            if not held.satisfiable() or (not known and self.shadows.cover(rule, held)):
+            if not held.satisfiable() or (not known and shadows.cover(rule, held)):
                 missed.append(rule)
             elif jumps:
                 self.arriving[rule.target.name] |= held

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bpfilter.analysis import reach
 from bpfilter.analysis.equivalence import Proof, prove
 from bpfilter.analysis.interpret import Path, interpret
 from bpfilter.compiler.ir import Action, OpKind
@@ -287,3 +288,52 @@ def test_a_proof_without_memory_is_incomplete_and_says_so() -> None:
     proof = prove(source, compiled(source), memory=1 << 12)
     assert not proof.complete
     assert "memory" in proof.covered
+
+
+@SLOW
+@given(data=st.data())
+def test_reachability_of_long_chains_never_says_more_than_the_exact_one(
+    data: st.DataObject,
+) -> None:
+    source = data.draw(rulesets("INPUT"))
+    plan = compiled(source)
+    exact = prove(source, plan).unreachable
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reach, "_MAX_NODES", -1)
+        found = prove(source, plan).unreachable
+    assert found.keys() <= exact.keys()
+
+
+def access_list(rules: int) -> Ruleset:
+    """An access list whose every tenth rule is shadowed by the one before."""
+    lines = []
+    for number in range(rules):
+        source = TEN + (number - (number % 10 == 9) << 8)
+        target = ACCEPT if number % 3 else DROP
+        lines.append(([prefix(Field.SOURCE, source, 24), protocol(6), port(number % 7)], target))
+        if number % 10 == 8:
+            lines[-1] = ([prefix(Field.SOURCE, source, 24)], target)
+    return ruleset(chain("INPUT", lines, "DROP"))
+
+
+def test_a_long_list_is_compared_in_parts_and_its_shadows_are_found() -> None:
+    source = access_list(2500)
+    proof = prove(source, compiled(source))
+    assert proof.complete
+    assert proof.holds
+    assert {ref.number: ends[0].number for ref, ends in proof.unreachable.items()} == {
+        number: number - 1 for number in range(10, 2501, 10)
+    }
+
+
+@pytest.mark.parametrize("position", [0, 1234, 2499])
+def test_a_fault_anywhere_in_a_long_list_is_caught(position: int) -> None:
+    source = access_list(2500)
+    plan = compiled(source)
+    ops = plan.tables.ops.copy()
+    ops[position] = OpKind.PUNT << 28
+    proof = prove(source, replace(plan, tables=replace(plan.tables, ops=ops)))
+    shadowed = position % 10 == 9
+    assert proof.holds is shadowed
+    if proof.counterexample is not None:
+        assert str(proof.counterexample.tables) == "PUNT"
