@@ -23,8 +23,8 @@ def main(
     styles: Annotated[str, typer.Option(help="Of acl, fw, ipc.")] = "acl,fw,ipc",
     seed: Annotated[int, typer.Option(help="Equal seeds give equal rulesets and packets.")] = 1,
     packets: Annotated[int, typer.Option(help="Distinct headers that take turns.")] = 1024,
-    repeat: Annotated[int, typer.Option(help="Packets in one measured run.")] = 50_000,
-    rounds: Annotated[int, typer.Option(help="Runs, taking turns with the harness.")] = 15,
+    repeat: Annotated[int, typer.Option(help="Packets in one measured run.")] = 10_000,
+    rounds: Annotated[int, typer.Option(help="Runs, taking turns with the harness.")] = 60,
     proof: Annotated[bool, typer.Option(help="Prove every plan.")] = True,
     live: Annotated[bool, typer.Option(help="Send real packets through a veth pair.")] = True,
     live_sizes: Annotated[str, typer.Option(help="Numbers of rules there.")] = _LIVE_SIZES,
@@ -34,7 +34,7 @@ def main(
     console = Console()
     console.width = max(console.width, 120)
     if quick:
-        sizes, live_sizes, repeat, rounds = "10,1000", "100", 20_000, 5
+        sizes, live_sizes, rounds = "10,1000", "100", 15
     root = os.geteuid() == 0
     if not root:
         console.print("not root: nothing is loaded or sent, the compiler alone is measured")
