@@ -192,7 +192,7 @@ class RuleParser:
             if real is not None:
                 return opened, real
         implicit = IMPLICIT.get((rule.protocol, self.family))
-        if implicit is None or any(o.name == implicit for o in rule.opened):
+        if implicit is None or any(o.name == implicit for o in rule.opened) or _abbreviated(word):
             return None
         _, found = spec(implicit, self.family)
         real = _option_name(word, found)
@@ -210,12 +210,12 @@ class RuleParser:
             return index + 1
         if owner is not None and not equals:
             return self._take(*owner, words, index, negated)
-        for opened in reversed(rule.opened):
-            if opened.spec.open:
-                return self._take(opened, words[index], words, index, negated)
         flag = _abbreviated(words[index])
         if flag is not None:
             return self._header(rule, flag, words, index, negated)
+        for opened in reversed(rule.opened):
+            if opened.spec.open:
+                return self._take(opened, words[index], words, index, negated)
         raise BadWord(
             "unknown option",
             words[index],
