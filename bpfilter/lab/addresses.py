@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from bpfilter.compiler.ir import FlatChain
+from bpfilter.compiler.walk import Packet
 from bpfilter.kernel.addresses import LocalRoute
 from bpfilter.lab.conversation import Stimulus
 from bpfilter.ruleset.fields import ADDRESS_TYPES, Family, Field
@@ -18,6 +19,9 @@ _PAIRS = ((Field.SOURCE, Field.SOURCE_TYPE), (Field.DESTINATION, Field.DESTINATI
 _UNICAST, _BROADCAST, _MULTICAST = (
     ADDRESS_TYPES.index(name) for name in ("UNICAST", "BROADCAST", "MULTICAST")
 )
+_OTHERHOST = 3
+_ALL = 0xFFFFFFFF
+_LINK_LOCAL = 0xFE80 >> 6
 _KINDS = {2: "local", 3: "broadcast", 4: "anycast", 5: "multicast"}
 
 
@@ -33,6 +37,38 @@ def wanted_addresses(flats: Iterable[FlatChain], stimuli: Iterable[Stimulus]) ->
             if kind in asked:
                 kinds.setdefault(stimulus.packet[address], _KINDS.get(stimulus.packet[kind]))
     return {address: kind for address, kind in kinds.items() if kind is not None}
+
+
+def unroutable(packet: Packet, family: Family, *, forwarded: bool) -> str | None:
+    """Why the kernel never brings such a packet to INPUT, or to FORWARD; None if it does.
+
+    By ip_route_input_slow (net/ipv4/route.c), ip_forward, ip6_rcv_core and ip6_forward.
+    """
+    kind = packet[Field.PACKET_TYPE]
+    if kind == _OTHERHOST:
+        return "for another host"
+    if forwarded and kind:
+        return "broadcast and multicast frames are not forwarded"
+    if forwarded and packet[Field.TTL] == 0:
+        return "TTL ended"
+    martian = _martian4 if family is Family.IPV4 else _martian6
+    if martian(packet[Field.SOURCE], packet[Field.DESTINATION], forwarded):
+        return "addresses that the kernel does not route"
+    return None
+
+
+def _martian4(source: int, destination: int, forwarded: bool) -> bool:
+    odd = source >> 24 == 0 or source >> 28 == 14 or source == _ALL or destination >> 24 == 0
+    return odd or (forwarded and (destination >> 28 == 14 or destination == _ALL))
+
+
+def _martian6(source: int, destination: int, forwarded: bool) -> bool:
+    mapped, group = source >> 32 == 0xFFFF, source >> 120 == 0xFF
+    narrow = destination >> 120 == 0xFF and destination >> 112 & 15 in (0, 1)
+    if mapped or group or narrow or source == 1 or destination == 1:
+        return True
+    local = any(address >> 118 == _LINK_LOCAL for address in (source, destination))
+    return forwarded and (local or source == 0 or destination == 0 or destination >> 120 == 0xFF)
 
 
 def asks_for_types(flats: Iterable[FlatChain]) -> bool:

@@ -13,11 +13,9 @@ from enum import StrEnum
 
 from bpfilter.compiler.ir import FlatChain, Function, OpKind, Verdict, Walk
 from bpfilter.kernel.config import Reason
+from bpfilter.lab.addresses import unroutable
 from bpfilter.lab.oracle import Observation
-from bpfilter.ruleset.fields import Family, Field
 from bpfilter.ruleset.model import RuleRef
-
-_OTHERHOST = 3
 
 
 class Agreement(StrEnum):
@@ -45,7 +43,7 @@ def judge(observation: Observation, flat: FlatChain, reference: Function) -> Jud
     """Compare one observation. `reference`: the function by plain reading of the flat chain."""
     program = observation.program
     if observation.before == 0:
-        return Judgement(Agreement.NOT_COMPARABLE, missing_cause(observation, flat.family))
+        return Judgement(Agreement.NOT_COMPARABLE, missing_cause(observation, flat))
     state = observation.state
     if state is None:
         return Judgement(Agreement.NOT_COMPARABLE, "seen more than once by the filter chain")
@@ -81,35 +79,17 @@ def punt_cause(reason: Reason) -> str:
     return reason.name.lower().replace("_", " ")
 
 
-def missing_cause(observation: Observation, family: Family) -> str:
+def missing_cause(observation: Observation, flat: FlatChain) -> str:
     """Why a packet never came to the filter chain, as far as its fields show."""
     packet = observation.stimulus.packet
-    if observation.program is None:
-        return "lost before the interface"
     if observation.elsewhere:
         return "came to another chain"
-    if packet[Field.PACKET_TYPE] == _OTHERHOST:
-        return "for another host"
-    if packet[Field.TTL] == 0:
-        return "TTL ended"
-    if _martian(packet[Field.SOURCE], packet[Field.DESTINATION], family):
-        return "addresses that the kernel does not route"
+    obstacle = unroutable(packet, flat.family, forwarded=flat.chain == "FORWARD")
+    if obstacle is not None:
+        return obstacle
+    if observation.program is None:
+        return "lost before the interface"
     return "taken by raw, mangle, nat or routing"
-
-
-def _martian(source: int, destination: int, family: Family) -> bool:
-    if family is Family.IPV4:
-        zero, group = source >> 24 == 0, source >> 28 == 14 or source == 0xFFFFFFFF
-        return zero or group or destination >> 24 == 0 or destination >> 28 >= 14
-    mapped = source >> 32 == 0xFFFF
-    return (
-        mapped
-        or source in (0, 1)
-        or destination in (0, 1)
-        or source >> 120 == 0xFF
-        or destination >> 120 == 0xFF
-        or source >> 118 == 0xFE80 >> 6
-    )
 
 
 def same_in_cutover(
@@ -121,7 +101,7 @@ def same_in_cutover(
     such rules may judge are not comparable.
     """
     if first.before == 0 and second.before == 0:
-        return Judgement(Agreement.NOT_COMPARABLE, missing_cause(first, flat.family))
+        return Judgement(Agreement.NOT_COMPARABLE, missing_cause(first, flat))
     if first.before != second.before:
         return Judgement(Agreement.NOT_COMPARABLE, "came to the filter chain in one run only")
     if first.state is None or first.state is not second.state:

@@ -18,12 +18,15 @@ from bpfilter.compiler.layout import ChainTables
 from bpfilter.compiler.plan import ChainPlan
 from bpfilter.compiler.sample import PORT_PROTOCOLS, sample_packets
 from bpfilter.compiler.walk import Packet
+from bpfilter.lab.addresses import unroutable
 from bpfilter.lab.conversation import TRACKED_NUMBERS, UNTRACKED_NUMBERS, Stimulus
 from bpfilter.lab.packets import can_encode
 from bpfilter.ruleset.fields import STATES, Field, State
 
 _ACK, _TCP = 0x10, 6
 _MOST_REACHING = 6000
+_LOST_SHARE = 0.05
+_ATTEMPTS = 4
 _WEIGHTS = {
     State.NEW: 10,
     State.ESTABLISHED: 5,
@@ -62,8 +65,14 @@ def choose_stimuli(
     missing = max(count - len(chooser.chosen), count // 4)
     states = [s for s in STATES if untracked or s is not State.UNTRACKED]
     weights = [_WEIGHTS[state] for state in states]
-    for packet in sample_packets(chain.flat, rng, missing):
-        chooser.add(packet, chooser.random.choices(states, weights)[0])
+    target = len(chooser.chosen) + missing
+    for attempt in range(_ATTEMPTS):
+        for packet in sample_packets(chain.flat, rng, 2 * missing):
+            wanted = chooser.routable(packet) or chooser.rarely() or attempt == _ATTEMPTS - 1
+            if len(chooser.chosen) < target and wanted:
+                chooser.add(packet, chooser.random.choices(states, weights)[0])
+        if len(chooser.chosen) >= target:
+            break
     return Stimuli(tuple(_numbered(chooser.chosen, untracked)), chooser.unsendable)
 
 
@@ -107,6 +116,14 @@ class _Chooser:
         self._classes = {Field.IN_INTERFACE: in_classes}
         if self._forwarded:
             self._classes[Field.OUT_INTERFACE] = out_classes
+
+    def routable(self, packet: Packet) -> bool:
+        """Whether the kernel would bring the packet to the chain."""
+        return unroutable(packet, self._flat.family, forwarded=self._forwarded) is None
+
+    def rarely(self) -> bool:
+        """Packets that are lost on the way are sent now and then all the same."""
+        return self.random.random() < _LOST_SHARE
 
     def add(self, packet: Packet, state: State) -> None:
         """Take the packet if a frame can carry it."""

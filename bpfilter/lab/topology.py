@@ -125,7 +125,13 @@ class Topology:
         self._batch(self.peer, [f"link set p{number} up" for number in range(len(names) + 1)])
 
     def _route(self, names: Sequence[str]) -> None:
+        # A way back by every device: rpfilter asks for one by the device that a packet came from.
         for family in Family:
+            out = [EXIT, *names]
+            if family is Family.IPV4:
+                back = ["default" + "".join(f" nexthop dev {name}" for name in out)]
+            else:
+                back = [f"default dev {name} metric {number}" for number, name in enumerate(out, 1)]
             self._batch(
                 self.firewall,
                 [
@@ -133,7 +139,7 @@ class Topology:
                     "rule del pref 0",
                     f"rule add pref 10 iif {LOOPBACK} lookup {_TABLE_OWN}",
                     *(f"rule add pref 20 iif {name} lookup {_TABLE_IN}" for name in names),
-                    f"route add default dev {EXIT} table {_TABLE_OWN}",
+                    *(f"route add table {_TABLE_OWN} {route}" for route in back),
                 ],
                 _VERSION[family],
             )
