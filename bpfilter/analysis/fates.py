@@ -144,7 +144,7 @@ def _context(
 ) -> ContextFate:
     if rule.ref in missed:
         shadows = missed[rule.ref]
-        reason = f"shadowed by {_list(shadows)}" if shadows else "no packet can match it"
+        reason = f"shadowed by {_list(shadows)}" if shadows else _CONTRADICTION
         return ContextFate(FateKind.UNREACHABLE, reason)
     chain = plan.chains[hook]
     treatment = chain.treatments[rule.ref]
@@ -171,3 +171,4 @@ def _list(refs: tuple[RuleRef, ...]) -> str:
 
 
 _SHOWN = 4
+_CONTRADICTION = "its matches, or those of the jumps to its chain, exclude each other"
