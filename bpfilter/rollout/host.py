@@ -48,8 +48,8 @@ def _tool(*words: str) -> subprocess.CompletedProcess[str] | None:
 
 
 def mark_uses() -> tuple[MarkUse, ...]:
-    """Users of the mark outside of iptables: routing rules, IPsec, native nft tables."""
-    return (*_routing_rules(), *_xfrm_marks(), *_nft_marks(native_nft()))
+    """Users of the mark outside of iptables: routing, IPsec, sets, native nft tables."""
+    return (*_routing_rules(), *_xfrm_marks(), *_set_marks(), *_nft_marks(native_nft()))
 
 
 def _routing_rules() -> Iterator[MarkUse]:
@@ -70,6 +70,14 @@ def _xfrm_marks() -> Iterator[MarkUse]:
         ):
             bits = int(mask, 0) | int(value, 0) if mask else WHOLE
             yield MarkUse(bits, f"ip xfrm {kind} with a mark")
+
+
+def _set_marks() -> Iterator[MarkUse]:
+    """Sets whose elements hold a mark: `-m set` then reads the packet's."""
+    done = _tool("ipset", "list", "-terse")
+    for name, kind in re.findall(r"^Name: (.+)\nType: (.+)$", done.stdout if done else "", re.M):
+        if "mark" in kind:
+            yield MarkUse(WHOLE, f"ipset {name} of type {kind}")
 
 
 def native_nft() -> Sequence[Any]:

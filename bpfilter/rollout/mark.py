@@ -1,10 +1,10 @@
-"""Finding bits of the packet mark that nobody else reads or writes. Pure; see `mark_host` for I/O.
+"""Finding bits of the packet mark that nobody else reads or writes. Pure; see `host` for I/O.
 
 Everything counts, in whatever table or chain it stands: a packet can come back to our dispatch
 with a mark that a later hook wrote (transport-mode IPsec). A rule that reads, writes or saves the
 whole mark leaves nothing, nor does a rule before `filter` that shows a packet with its mark to
 anyone. `-m connmark` reads the connection's mark, into which our bits never get.
-Sources: xt_mark.c, xt_connmark.c, xt_TPROXY.c, xt_socket.c, xt_HMARK.c, nf_log_syslog.c.
+Sources: xt_mark.c, xt_connmark.c, xt_TPROXY.c, xt_socket.c, xt_HMARK.c, xt_CT.c, nf_log_syslog.c.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bpfilter.ruleset.model import Rule, Ruleset
 WHOLE = 0xFFFFFFFF
 WIDTH = 8
 _LEAST_WIDTH = 2
-_SHOWS_MARK = frozenset({"LOG", "NFLOG", "ULOG", "NFQUEUE", "QUEUE", "AUDIT", "TRACE"})
+_SHOWS_MARK = frozenset({"LOG", "NFLOG", "ULOG", "NFQUEUE", "QUEUE", "AUDIT", "TRACE", "TEE"})
 _BEFORE_FILTER = frozenset({"raw", "mangle", "nat"})
 
 
@@ -138,6 +138,11 @@ def _set_target(words: Sequence[str]) -> int:
     return WHOLE if "--map-mark" in words else 0
 
 
+def _ct_target(words: Sequence[str]) -> int:
+    zones = (value for name, value in _options(words).items() if name.startswith("--zone"))
+    return WHOLE if "mark" in zones else 0
+
+
 def _whole(_words: Sequence[str]) -> int:
     return WHOLE
 
@@ -153,4 +158,5 @@ _TARGETS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "TPROXY": _tproxy_target,
     "HMARK": _whole,
     "SET": _set_target,
+    "CT": _ct_target,
 }

@@ -7,7 +7,7 @@ import pytest
 from bpfilter.rollout.attached import attached
 from bpfilter.rollout.host import host_obstacles, link_obstacles, mark_uses
 from bpfilter.rollout.mark import WHOLE
-from tests.rollout.network import Net, call, entered
+from tests.rollout.network import Net, call, entered, run
 
 pytestmark = pytest.mark.kernel
 
@@ -30,6 +30,15 @@ def test_routing_rules_and_native_rules_that_use_the_mark_are_found(net: Net) ->
              "add rule inet shop out meta mark 5 drop")  # fmt: skip
         assert any("inet shop out" in use.user for use in mark_uses())
         assert host_obstacles() == ()
+
+
+def test_sets_that_hold_marks_are_found_and_others_are_not(net: Net) -> None:
+    """The kernel may lack the type hash:ip,mark: then no set can hold marks either."""
+    with entered(net.fw):
+        call("ipset", "create", "guests", "hash:ip")
+        assert mark_uses() == ()
+        made = run("ipset", "create", "marked", "hash:ip,mark").returncode == 0
+        assert ["ipset marked" in use.user for use in mark_uses()] == [True] * made
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_the_highest_eight_bits_are_taken_when_nobody_uses_the_mark() -> None:
         ("-j NFLOG", 0xFFFFFFFF),
         ("-j NFQUEUE --queue-num 1", 0xFFFFFFFF),
         ("-j LOG", 0xFFFFFFFF),
+        ("-j TEE --gateway 10.0.0.1", 0xFFFFFFFF),
         ("-j CLASSIFY --set-class 1:2", 0),
         ("-p tcp -j ACCEPT", 0),
     ],
@@ -59,6 +60,11 @@ def test_what_a_rule_uses_of_the_mark(rule: str, expected: int) -> None:
 
 def test_logging_in_filter_shows_no_mark_because_the_dispatch_cleared_it() -> None:
     assert bits("-j LOG", "filter", "INPUT") == 0
+
+
+def test_connection_zones_by_mark_use_all_of_it() -> None:
+    assert bits("-j CT --zone-orig mark", "raw") == 0xFFFFFFFF
+    assert bits("-j CT --zone 7", "raw") == 0
 
 
 def test_a_field_moves_out_of_the_way_and_shrinks_where_it_must() -> None:
