@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -75,45 +76,45 @@ def test_what_iptables_refuses_is_refused_with_its_line(tmp_path: Path) -> None:
     assert refusal.value.exit_code == 2
 
 
-def test_rules_in_both_backends_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    script = """
-    iptables-legacy -A INPUT -p tcp -j ACCEPT
-    iptables-nft -A INPUT -p udp -j ACCEPT
-    exec "$1" -c '
-from bpfilter.errors import LiveReadError
-from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.live import read_live
-try:
-    read_live(Family.IPV4)
-except LiveReadError as error:
-    print(error)
-'"""
-
-    said = in_namespace(script, sys.executable, directory=tmp_path)
-    assert "both" in said
-    assert "hint" in said
+def test_without_root_our_grammar_decides_and_says_so() -> None:
+    code = "from bpfilter.ruleset.read import read_file; print(*read_file('-').warnings)"
+    command = ["setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-c", code]
+    done = subprocess.run(command, input=OURS, capture_output=True, text=True, check=False)
+    assert "takes root" in done.stdout, done.stderr
+    assert "only bpfilter's grammar has judged" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "native",
-    [
-        "nft add rule ip filter INPUT meta l4proto udp numgen inc mod 2 0 accept",
-        "nft add set ip filter s {type ipv4_addr;}; nft add rule ip filter INPUT ip saddr @s drop",
-        "nft add chain ip filter x {type filter hook input priority 5;}",
-    ],
-)
-def test_native_nft_rules_in_a_table_are_not_read_in_part(native: str, tmp_path: Path) -> None:
-    script = f"""
-    iptables-nft -A INPUT -p tcp -j ACCEPT
-    {native.replace("{", "'{").replace("}", "}'")}
-    exec "$1" -c '
-from bpfilter.errors import LiveReadError
-from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.live import read_live
-try:
-    print("read", len(list(read_live(Family.IPV4).rules())))
-except LiveReadError as error:
-    print("refused", error)
-'"""
+def test_what_passes_the_test_but_does_not_load_is_planned_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "rules"
+    path.write_text("*filter\n-A nosuch -p tcp -j DROP\n-A INPUT -j nosuch-too\nCOMMIT\n")
+    ruleset = read_file(str(path), backend=Backend.NFT)
+    assert [rule.chain for rule in ruleset.rules()] == ["INPUT", "nosuch"]
+    (warning,) = ruleset.warnings
+    assert "passes --test but does not load" in warning
+    with pytest.raises(RulesetRefused) as refusal:
+        read_file(str(path), backend=Backend.LEGACY)
+    assert (refusal.value.line, refusal.value.word) == (2, "nosuch")
 
-    assert in_namespace(script, sys.executable, directory=tmp_path).startswith("refused")
+
+@pytest.mark.parametrize("backend", list(Backend))
+def test_sets_that_a_ruleset_names_need_not_exist(backend: Backend, tmp_path: Path) -> None:
+    path = tmp_path / "rules"
+    path.write_text(
+        "*filter\n-A INPUT -m set --match-set one src -j DROP\n"
+        "-A INPUT -m set ! --match-set two src,dst -j SET --add-set three src,dst,src --exist\n"
+        "COMMIT\n"
+    )
+    assert read_file(str(path), backend=backend).warnings == ()
+
+
+def test_a_host_name_is_refused_with_a_hint(tmp_path: Path) -> None:
+    path = tmp_path / "rules"
+    path.write_text("*filter\n-A INPUT -s localhost -j DROP\nCOMMIT\n")
+    with pytest.raises(RulesetRefused, match="host names are not resolved") as refusal:
+        read_file(str(path))
+    assert (refusal.value.line, refusal.value.word) == (2, "localhost")
+
+
+def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(RulesetRefused, match="No such file"):
+        read_file(str(tmp_path / "nosuch"))
