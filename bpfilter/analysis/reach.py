@@ -15,7 +15,7 @@ from bpfilter.analysis.diagrams import Diagrams, Packets
 from bpfilter.analysis.meaning import Conditions
 from bpfilter.analysis.shadows import Shadows
 from bpfilter.compiler.ir import Treatment
-from bpfilter.ruleset.fields import Field, Intervals
+from bpfilter.ruleset.fields import ALL_STATES, Field, Intervals
 from bpfilter.ruleset.model import Chain, Rule, RuleRef, Ruleset, TargetKind
 
 Unreachable = Mapping[RuleRef, tuple[RuleRef, ...]]
@@ -30,8 +30,9 @@ def unreachable_rules(
 ) -> Unreachable:
     """Rules in reach of a built-in chain that no packet reaches, with what shadows each."""
     table, chain = scene.hook
-    fragments = Conditions(treatments, replace(scene, fragments=True), diagrams)
-    held = Held(conditions, fragments, diagrams.values(Field.FRAGMENT, Intervals.single(0)))
+    # In raw a rule before may make a packet untracked, or give it a template: any state may come.
+    wide = replace(scene, fragments=True, states=ALL_STATES)
+    held = Held(conditions, Conditions(treatments, wide, diagrams), diagrams, table == "raw")
     return Reach(scene, ruleset.tables[table].chains, treatments, held, diagrams).run(chain)
 
 
@@ -46,10 +47,14 @@ xt_sctp.c, xt_dccp.c, xt_multiport.c, ip_tables.c)."""
 class Held:
     """The packets, fragments among them, that the static part of a rule matches."""
 
-    def __init__(self, conditions: Conditions, fragments: Conditions, whole: Packets) -> None:
+    def __init__(
+        self, conditions: Conditions, wide: Conditions, diagrams: Diagrams, raw: bool
+    ) -> None:
         self._conditions = conditions
-        self._fragments = fragments
-        self._whole = whole
+        self._wide = wide
+        self._diagrams = diagrams
+        self._whole = diagrams.values(Field.FRAGMENT, Intervals.single(0))
+        self._raw = raw
         self._rules: dict[RuleRef, Packets] = {}
 
     def of(self, rule: Rule) -> Packets:
@@ -59,17 +64,21 @@ class Held:
             self._rules[rule.ref] = found
         return found
 
+    def unsure(self, rule: Rule) -> bool:
+        """Whether a rule need not match all the packets that it may match."""
+        return self._raw and _tests(rule, Field.STATE)
+
     def _rule(self, rule: Rule) -> Packets:
+        if self.unsure(rule):
+            return self._wide.of(rule).exists(self._diagrams.state_variables)
         if any(match.name in _LAYER_4 for match in rule.matches):
             return self._whole & self._conditions.of(rule)
-        if tests_fragments(rule):
-            return self._fragments.of(rule)
-        return self._conditions.of(rule)
+        return (self._wide if _tests(rule, Field.FRAGMENT) else self._conditions).of(rule)
 
 
-def tests_fragments(rule: Rule) -> bool:
+def _tests(rule: Rule, name: Field) -> bool:
     parts = tuple(match.alternatives or () for match in rule.matches)
-    return any(term.field is Field.FRAGMENT for term in terms_of(parts))
+    return any(term.field is name for term in terms_of(parts))
 
 
 @dataclass(slots=True)
@@ -116,7 +125,7 @@ class Reach:
 
     def _certain_end(self, rule: Rule) -> Packets:
         target = rule.target
-        if not certain(rule, self.treatments[rule.ref]):
+        if not certain(rule, self.treatments[rule.ref]) or self.held.unsure(rule):
             return self.diagrams.false
         held = self.held.of(rule)
         if target.kind is TargetKind.JUMP:

@@ -138,11 +138,20 @@ def certainly_met(path: Path, plan: ChainPlan) -> Iterator[RuleRef]:
 
 
 def test_the_raw_table_sees_every_packet_in_the_invalid_state() -> None:
-    lines = [([state(3), port(1)], DROP), ([state(0)], DROP)]
+    lines = [([state(3), port(1)], DROP), ([port(1)], ACCEPT), ([state(0)], DROP)]
     source = ruleset(chain("PREROUTING", lines, "ACCEPT", "raw"), table="raw")
-    proof = prove(source, compiled(source, "PREROUTING", "raw"))
+    plan = compiled(source, "PREROUTING", "raw")
+    proof = prove(source, plan)
     assert proof.holds
-    assert [ref.number for ref in proof.unreachable] == [2]
+    hook, packet = ("raw", "PREROUTING"), {Field.DESTINATION_PORT: 1}
+    path = interpret(source, plan.treatments, hook, plan.flat.space, packet, 1)
+    assert path.rule.number == 1
+
+
+def test_a_state_in_raw_makes_no_rule_unreachable() -> None:
+    lines = [([state(0, 3), port(1)], DROP), ([port(1)], ACCEPT), ([state(4)], DROP)]
+    source = ruleset(chain("PREROUTING", lines, "ACCEPT", "raw"), table="raw")
+    assert not prove(source, compiled(source, "PREROUTING", "raw")).unreachable
 
 
 Breaking = Callable[[ChainTables], ChainTables]
