@@ -172,6 +172,6 @@ int capture(struct __sk_buff *skb)
 	if (!g)
 		return TC_ACT_SHOT;
 	g->known = 0;
-	observe_generation(skb, g);
+	observe_generation(skb, g, FAMILY_BOTH);
 	return TC_ACT_OK;
 }

@@ -133,7 +133,8 @@ struct config {
 	__u32 mark_mask;
 	__u32 mark_shift;
 	__u32 leased;
-	__u32 generation; /* compare it */
+	__u32 generation;      /* compare it */
+	__u32 tables_built_in; /* vmlinux has the types of x_tables */
 	__u32 trace;
 	__u32 counting;
 	__u32 summary_words; /* of every row */

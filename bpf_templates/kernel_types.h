@@ -72,5 +72,6 @@ struct bpf_nf_ctx {
 } KERNEL_TYPE;
 
 void *bpf_cast_to_kern_ctx(void *object) __ksym;
+void *bpf_rdonly_cast(const void *object, __u32 type) __ksym;
 
 #endif

@@ -3,7 +3,9 @@
 #ifndef LEASE_H
 #define LEASE_H
 
+#include <linux/if_ether.h>
 #include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include "kernel_types.h"
 #include "maps.h"
@@ -20,23 +22,58 @@ static __always_inline int lease_over(const struct runtime *run)
 	return now >= run->valid_until || run->valid_until - now > LONGEST_LEASE;
 }
 
+enum which {
+	FAMILY_BOTH,
+	FAMILY_IPV4,
+	FAMILY_IPV6,
+};
+
 #define KNOWS_NFT    1
 #define KNOWS_LEGACY 2
 
+struct table_state {
+	__u64 address; /* of its xt_table_info, but for a constant */
+	__u64 sizes;
+};
+
+/* Where x_tables is built in: plain loads. The difference to a fixed address stands for the
+ * pointer, for the verifier lets pointers be subtracted, not mixed.
+ */
+static __always_inline int built_in_table(void *table_address, struct table_state *state)
+{
+	const struct xt_table *table =
+		bpf_rdonly_cast(table_address, bpf_core_type_id_kernel(struct xt_table));
+	const struct xt_table_info *info = table->private;
+	__u64 difference = (__u64)info - (__u64)&config;
+
+	barrier_var(difference); /* or clang adds the pointer to a number first */
+	state->address = difference;
+	state->sizes = (__u64)info->number << 32 | info->size;
+	return 0;
+}
+
+/* Where it is a module its types are not vmlinux's, so a cast has no type to name. */
+static __always_inline int module_table(void *table_address, struct table_state *state)
+{
+	const struct xt_table *table = table_address;
+	const struct xt_table_info *info = BPF_CORE_READ(table, private);
+
+	state->address = (__u64)info;
+	/* `size` and `number`, the first two members. */
+	return bpf_core_read(&state->sizes, sizeof(state->sizes), &info->size);
+}
+
 /* Changes with every replacement of a legacy table on LOCAL_IN: iptables allocates a new
- * xt_table_info each time. Addresses may be used again, so the sizes take part.
- *
- * The tables' types may live in a module's BTF, so their fields are read by address: a cast would
- * need a type of vmlinux. Where there are no such types the number of hooks stands for them, which
- * at least shows a table that appears.
+ * xt_table_info each time. Addresses may be used again, so the sizes take part. Where the kernel
+ * hides the tables the number of hooks stands for them: it shows at least a table that appears.
  */
 static __always_inline __u64 legacy_generation(const struct nf_hook_entries *entries, __u64 hook)
 {
 	const struct nf_hook_entry *entry;
-	const struct xt_table_info *info;
-	const struct xt_table *table;
-	__u64 mixed = 1, sizes;
+	struct table_state state;
+	__u64 mixed = 1;
 	__u32 number;
+	int failed;
 
 	if (!entries)
 		return 0;
@@ -47,19 +84,19 @@ static __always_inline __u64 legacy_generation(const struct nf_hook_entries *ent
 	for (__u32 i = 0; i < HOOK_ENTRIES && i < number; i++, entry++) {
 		if ((__u64)entry->hook != hook)
 			continue;
-		table = entry->priv;
-		info = BPF_CORE_READ(table, private);
-		/* `size` and `number`, the first two members. */
-		if (bpf_core_read(&sizes, sizeof(sizes), &info->size))
+		failed = config.tables_built_in ? built_in_table(entry->priv, &state)
+						: module_table(entry->priv, &state);
+		if (failed)
 			return 0;
-		mixed = (mixed + (__u64)info) * 0x9e3779b97f4a7c15ull;
-		mixed = (mixed ^ sizes) * 0x9e3779b97f4a7c15ull + i;
+		mixed = (mixed + state.address) * 0x9e3779b97f4a7c15ull;
+		mixed = (mixed ^ state.sizes) * 0x9e3779b97f4a7c15ull + i;
 	}
 	return mixed;
 }
 
 /* What the kernel itself says of the rules in this packet's network namespace. */
-static __always_inline void observe_generation(struct __sk_buff *skb, struct generation *g)
+static __always_inline void observe_generation(struct __sk_buff *skb, struct generation *g,
+					       const enum which which)
 {
 	struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
 	struct net *net = kernel->dev->nd_net.net;
@@ -70,16 +107,26 @@ static __always_inline void observe_generation(struct __sk_buff *skb, struct gen
 	}
 	if (config.legacy_hook4 && bpf_core_field_exists(struct xt_table, private))
 		g->known |= KNOWS_LEGACY;
-	g->legacy[0] = legacy_generation(net->nf.hooks_ipv4[NF_LOCAL_IN], config.legacy_hook4);
-	g->legacy[1] = legacy_generation(net->nf.hooks_ipv6[NF_LOCAL_IN], config.legacy_hook6);
+	/* Of the other family's tables only when it is asked for: they have no say in this packet.
+	 */
+	if (which != FAMILY_IPV6)
+		g->legacy[0] =
+			legacy_generation(net->nf.hooks_ipv4[NF_LOCAL_IN], config.legacy_hook4);
+	if (which != FAMILY_IPV4)
+		g->legacy[1] =
+			legacy_generation(net->nf.hooks_ipv6[NF_LOCAL_IN], config.legacy_hook6);
 }
 
 static __always_inline int generation_differs(struct __sk_buff *skb, const struct runtime *run)
 {
 	struct generation g = {};
 
-	observe_generation(skb, &g);
-	return g.nft != run->nft || g.legacy[0] != run->legacy[0] || g.legacy[1] != run->legacy[1];
+	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		observe_generation(skb, &g, FAMILY_IPV6);
+		return g.nft != run->nft || g.legacy[1] != run->legacy[1];
+	}
+	observe_generation(skb, &g, FAMILY_IPV4);
+	return g.nft != run->nft || g.legacy[0] != run->legacy[0];
 }
 
 #endif

@@ -40,6 +40,7 @@ struct address_key {
 };
 
 struct interface {
+	__u32 known;
 	__u32 in_class[SLOTS];
 };
 
@@ -76,15 +77,15 @@ struct record {
 	__u32 reserved;
 };
 
-ARRAY(ids, 64, BPF_F_MMAPABLE);	   /* u32 × 16 */
-ARRAY(bounds, 16, BPF_F_MMAPABLE); /* u64 high, low */
-ARRAY(rows, 8, BPF_F_MMAPABLE);	   /* u64 × (summary words + references / 2) */
-ARRAY(blocks, 64, BPF_F_MMAPABLE); /* u64 × 8 */
-ARRAY(ops, 64, BPF_F_MMAPABLE);	   /* u32 × 16 */
-ARRAY(nodes, 16, BPF_F_MMAPABLE);  /* u32 × 4 */
-HASH(edges, 8, 4);		   /* node << 32 | item → node */
-HASH(macs, 8, 4);		   /* slot << 48 | address → value */
-HASH(interfaces, 4, sizeof(struct interface));
+ARRAY(ids, 64, BPF_F_MMAPABLE);			/* u32 × 16 */
+ARRAY(bounds, 16, BPF_F_MMAPABLE);		/* u64 high, low */
+ARRAY(rows, 8, BPF_F_MMAPABLE);			/* u64 × (summary words + references / 2) */
+ARRAY(blocks, 64, BPF_F_MMAPABLE);		/* u64 × 8 */
+ARRAY(ops, 64, BPF_F_MMAPABLE);			/* u32 × 16 */
+ARRAY(nodes, 16, BPF_F_MMAPABLE);		/* u32 × 4 */
+HASH(edges, 8, 4);				/* node << 32 | item → node */
+HASH(macs, 8, 4);				/* slot << 48 | address → value */
+ARRAY(interfaces, sizeof(struct interface), 0); /* by ifindex; a hash where those are large */
 ARRAY(runtime, sizeof(struct runtime), BPF_F_MMAPABLE);
 ARRAY(observed, sizeof(struct generation), 0);
 ARRAY(trace, sizeof(struct record), BPF_F_MMAPABLE);

@@ -136,7 +136,7 @@ static __always_inline __u32 in_class(struct __sk_buff *skb, const __u32 slot)
 	__u32 index = skb->ifindex;
 	const struct interface *known = bpf_map_lookup_elem(&interfaces, &index);
 
-	return known ? known->in_class[slot] : MISSING;
+	return known && known->known ? known->in_class[slot] : MISSING;
 }
 
 static __always_inline __u32 out_class(const __u32 slot)

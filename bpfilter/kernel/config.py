@@ -114,6 +114,7 @@ class Config(ctypes.Structure):
                 "mark_shift",
                 "leased",
                 "generation",
+                "tables_built_in",
                 "trace",
                 "counting",
                 "summary_words",

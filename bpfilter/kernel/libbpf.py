@@ -67,6 +67,7 @@ def library() -> ctypes.CDLL:
         ("bpf_program__set_log_buf", ctypes.c_int, (pointer, pointer, size)),
         ("bpf_map__fd", ctypes.c_int, (pointer,)),
         ("bpf_map__set_max_entries", ctypes.c_int, (pointer, number)),
+        ("bpf_map__set_type", ctypes.c_int, (pointer, ctypes.c_int)),
         ("bpf_map__set_value_size", ctypes.c_int, (pointer, number)),
         ("bpf_map__value_size", number, (pointer,)),
         ("bpf_map__initial_value", pointer, (pointer, ctypes.POINTER(size))),
@@ -93,10 +94,17 @@ class BpfObject:
             raise self._error("cannot be opened", ctypes.get_errno())
 
     def set_map(
-        self, name: str, *, max_entries: int | None = None, value_size: int | None = None
+        self,
+        name: str,
+        *,
+        max_entries: int | None = None,
+        value_size: int | None = None,
+        kind: int | None = None,
     ) -> None:
-        """Size a map before loading; an empty map gets one element."""
+        """Size a map before loading, or change its type; an empty map gets one element."""
         handle = self._map(name)
+        if kind is not None:
+            self._lib.bpf_map__set_type(handle, kind)
         if max_entries is not None:
             self._lib.bpf_map__set_max_entries(handle, max(max_entries, 1))
         if value_size is not None:

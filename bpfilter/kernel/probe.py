@@ -36,6 +36,12 @@ class Features:
         return not self.missing
 
 
+@cache
+def tables_built_in() -> bool:
+    """Whether the types of x_tables are vmlinux's own, not those of a module."""
+    return _named("xt_table_info", _btf())
+
+
 def require() -> None:
     """Raise KernelError with what is missing unless the program can be loaded here."""
     features = probe()
@@ -49,14 +55,22 @@ def require() -> None:
 @cache
 def probe() -> Features:
     """Ask the running kernel, once per process; never fails."""
-    try:
-        names = _BTF.read_bytes()
-    except OSError:
+    names = _btf()
+    if not names:
         return Features(("BTF: the kernel must be built with CONFIG_DEBUG_INFO_BTF",), ())
 
     def absent(wanted: dict[str, str]) -> tuple[str, ...]:
-        return tuple(
-            what for name, what in wanted.items() if b"\0" + name.encode() + b"\0" not in names
-        )
+        return tuple(what for name, what in wanted.items() if not _named(name, names))
 
     return Features(absent(NEEDED), absent(USEFUL))
+
+
+def _btf() -> bytes:
+    try:
+        return _BTF.read_bytes()
+    except OSError:
+        return b""
+
+
+def _named(name: str, names: bytes) -> bool:
+    return b"\0" + name.encode() + b"\0" in names

