@@ -97,8 +97,8 @@ def same_in_cutover(
 ) -> Judgement:
     """Compare a packet's fate under the original rules with its fate after cutover.
 
-    `timely`: the chain has rules whose verdict depends on what passed before and when; packets that
-    such rules may judge are not comparable.
+    `timely`: the chain has rules whose answer depends on what passed before and when; packets that
+    such rules may judge either way are comparable only to what their walk allows.
     """
     if first.before == 0 and second.before == 0:
         return Judgement(Agreement.NOT_COMPARABLE, missing_cause(first, flat))
@@ -109,13 +109,17 @@ def same_in_cutover(
     program = second.program
     function = None if program is None else program.function
     walk = None if function is None else function.by_state()[first.state]
-    loose = walk is None or walk.verdict is Verdict.PUNT or bool(walk.items)
-    if timely and loose:
+    allowed = None if walk is None else possible_verdicts(walk, flat)
+    if allowed is not None and second.verdict not in allowed:
+        cause = f"after cutover: {second.verdict}, the program: {' or '.join(sorted(allowed))}"
+        return Judgement(Agreement.MISMATCH, cause, allowed)
+    if timely and (allowed is None or len(allowed) > 1):
         return Judgement(Agreement.NOT_COMPARABLE, "judged by rules that depend on time")
     if first.verdict != second.verdict:
         cause = f"original rules: {first.verdict}, after cutover: {second.verdict}"
         return Judgement(Agreement.MISMATCH, cause, frozenset({first.verdict}))
-    if first.after and first.mark != second.mark:
+    marks_fixed = not timely or walk is None or not walk.items
+    if first.after and marks_fixed and first.mark != second.mark:
         cause = f"mark behind filter: {first.mark:#x} before, {second.mark:#x} after cutover"
         return Judgement(Agreement.MISMATCH, cause)
     return MATCHED
