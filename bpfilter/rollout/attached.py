@@ -27,7 +27,10 @@ _INGRESS_PARENTS = (_CLSACT_INGRESS, 0xFFFF0000)
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """One program at the ingress of an interface; `link` is a tcx link's number."""
+    """One program at the ingress of an interface.
+
+    `number` is the program's and `link` its tcx link's; 0 and None for filters of other kinds.
+    """
 
     interface: str
     index: int
@@ -35,6 +38,7 @@ class Attached:
     link: int | None
     handle: int = 0
     priority: int = 0
+    number: int = 0
 
     @property
     def our_filter(self) -> bool:
@@ -98,7 +102,9 @@ def _tcx(index: int, name: str) -> Iterator[Attached]:
             return
         raise
     for position in range(query.count):
-        yield Attached(name, index, _program_name(programs[position]), links[position] or None)
+        number = programs[position]
+        link = links[position] or None
+        yield Attached(name, index, _program_name(number), link, number=number)
 
 
 def _program_name(number: int) -> str:
@@ -124,8 +130,9 @@ def _clsact(ipr: Any, index: int, name: str) -> Iterator[Attached]:
                 continue
             kind = entry.get_attr("TCA_KIND")
             program = options.get_attr("TCA_BPF_NAME") if kind == "bpf" else None
+            number = options.get_attr("TCA_BPF_ID") or 0
             priority = entry["info"] >> 16
-            yield Attached(name, index, program or kind, None, entry["handle"], priority)
+            yield Attached(name, index, program or kind, None, entry["handle"], priority, number)
 
 
 def remove_filter(found: Attached) -> None:

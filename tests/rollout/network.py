@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import itertools
 import os
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from pyroute2 import netns
 
 from bpfilter.errors import BpfilterError
+from bpfilter.kernel.syscall import OBJ_GET_INFO, KernelCallFailed, bpf
+from bpfilter.rollout.attached import attached
 from bpfilter.rollout.teardown import teardown
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
@@ -137,3 +142,66 @@ def survivors(*ports: int) -> str:
     """A security table that counts, per UDP port, the packets which filter let pass."""
     rules = [f"-A INPUT -p udp -m udp --dport {port}" for port in ports]
     return "\n".join(["*security", ":INPUT ACCEPT [0:0]", *rules, "COMMIT", ""])
+
+
+class _Info(ctypes.Structure):
+    """The head of struct bpf_prog_info."""
+
+    _fields_ = (
+        ("kind", ctypes.c_uint32),
+        ("number", ctypes.c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("lengths", ctypes.c_uint32 * 2),
+        ("instructions", ctypes.c_uint64 * 2),
+        ("load_time", ctypes.c_uint64),
+        ("user", ctypes.c_uint32),
+        ("map_count", ctypes.c_uint32),
+        ("maps", ctypes.c_uint64),
+        ("name", ctypes.c_char * 16),
+    )
+
+
+class _InfoRequest(ctypes.Structure):
+    _fields_ = (("fd", ctypes.c_uint32), ("size", ctypes.c_uint32), ("info", ctypes.c_uint64))
+
+
+class _ById(ctypes.Structure):
+    _fields_ = (("number", ctypes.c_uint32), ("next", ctypes.c_uint32), ("flags", ctypes.c_uint32))
+
+
+_PROG_BY_ID, _MAP_BY_ID = 13, 14
+
+
+def loaded_objects(net: Net) -> list[tuple[int, int]]:
+    """The programs at the firewall's interfaces and their maps, as (command to open, number)."""
+    found = []
+    with entered(net.fw):
+        for program in attached():
+            descriptor = bpf(_PROG_BY_ID, _ById(program.number), "open a program")
+            maps = (ctypes.c_uint32 * 64)()
+            info = _Info(map_count=64, maps=ctypes.addressof(maps))
+            request = _InfoRequest(descriptor, ctypes.sizeof(info), ctypes.addressof(info))
+            bpf(OBJ_GET_INFO, request, "describe a program")
+            os.close(descriptor)
+            found.append((_PROG_BY_ID, program.number))
+            found += [(_MAP_BY_ID, number) for number in maps[: info.map_count]]
+    return found
+
+
+def still_loaded(objects: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Which of these objects the kernel still has; they go a moment after their last user."""
+    end = time.monotonic() + 5
+    left = list(objects)
+    while left and time.monotonic() < end:
+        left = [found for found in left if _exists(*found)]
+        time.sleep(0.05)
+    return left
+
+
+def _exists(command: int, number: int) -> bool:
+    try:
+        os.close(bpf(command, _ById(number), "open an object"))
+    except KernelCallFailed as error:
+        assert error.errno == errno.ENOENT
+        return False
+    return True

@@ -15,7 +15,7 @@ import pytest
 from bpfilter.rollout.journal import Journal, Stage
 from bpfilter.rollout.teardown import remains, teardown
 from bpfilter.ruleset.model import Backend
-from tests.rollout.network import Iptables, Net, entered
+from tests.rollout.network import Iptables, Net, entered, loaded_objects, still_loaded
 from tests.rollout.test_stages import FATES, load, outcome, shape
 
 pytestmark = pytest.mark.kernel
@@ -100,14 +100,18 @@ def test_a_dead_or_hanging_daemon_leaves_plain_iptables_after_the_lease(
     with daemon(net, state, "--stage", "enforce") as process:
         reach(process, state, Stage.ENFORCE)
         assert outcome(net, tables) == (FATES, 0)
+        objects = loaded_objects(net)
+        assert len(objects) > 5
         process.send_signal(how)
         falls_back(net, tables)
+        assert still_loaded(objects[:1]), "the pin keeps the program, the lease is over"
         process.kill()
         process.wait()
         with entered(net.fw):
             torn = verb(["teardown", "--state", str(state)])
             assert torn.returncode == 0, torn.stderr
             assert remains() == ()
+        assert still_loaded(objects) == []
         assert shape(tables) == before
         assert outcome(net, tables) == (FATES, 12)
 
