@@ -13,7 +13,7 @@ from scapy.packet import Raw
 
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
-from tests.cases.case import ACCEPT, DROP, FW4, PEER4, Case, compare, rules
+from tests.cases.case import ACCEPT, DROP, FW4, PEER4, Case, Router, compare, rules
 from tests.cases.enforcing import enforcing
 from tests.rollout.network import call, entered
 
@@ -36,6 +36,54 @@ def test_redirected_packets_are_judged_by_their_new_port(backend: Backend) -> No
 
     ruleset = rules(OPEN, tables=nat(REDIRECT))
     assert compare(ruleset, scenario, backend=backend) == [ACCEPT, ACCEPT, ACCEPT, DROP]
+
+
+@BACKENDS
+def test_all_packets_of_a_redirected_connection_get_through(backend: Backend) -> None:
+    redirect = "-A PREROUTING -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 5000"
+    ruleset = rules(
+        "-A INPUT -p tcp -m tcp --dport 80 -j DROP",
+        "-A INPUT -p tcp -m tcp --dport 5000 -j ACCEPT",
+        tables=nat(redirect),
+    )
+
+    def scenario(case: Case) -> bytes:
+        with entered(case.fw):
+            listener = socket.create_server((FW4, 5000))
+        with listener, entered(case.peer):
+            client = socket.create_connection((FW4, 80), timeout=5)
+            server, _ = listener.accept()
+        with client, server:
+            for word in (b"one ", b"two ", b"three"):
+                client.sendall(word)
+                server.sendall(server.recv(100))
+            client.shutdown(socket.SHUT_WR)
+            assert server.recv(1) == b""
+            server.close()
+            return b"".join(iter(lambda: client.recv(100), b""))
+
+    assert compare(ruleset, scenario, backend=backend) == b"one two three"
+
+
+def test_a_published_port_is_forwards_and_not_inputs() -> None:
+    publish = f"-A PREROUTING -i v1 -p udp --dport 80 -j DNAT --to-destination {Router.BEHIND}:90"
+    ruleset = rules(
+        "-A INPUT -p udp -m udp --dport 80 -j DROP",
+        "-A INPUT -p udp -m udp --dport 81 -j ACCEPT",
+        "-A FORWARD -p udp -m udp --dport 90 -j ACCEPT",
+        tables=nat(publish),
+    )
+
+    def scenario(router: Case) -> list[str]:
+        assert isinstance(router, Router)
+        with router.udp(router.behind, port=90) as service:
+            first = router.judge(IP4 / UDP(sport=1000, dport=80) / Raw(b"?"))
+            data, source = service.recvfrom(100)
+            service.sendto(data, source)
+            later = [IP4 / UDP(sport=1000, dport=port) / Raw(b"!") for port in (80, 81, 82)]
+            return [first, *router.judged(*later)]
+
+    assert compare(ruleset, scenario, topology=Router) == [ACCEPT, ACCEPT, ACCEPT, DROP]
 
 
 @BACKENDS
