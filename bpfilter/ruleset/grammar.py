@@ -30,6 +30,7 @@ from bpfilter.ruleset.targets import EXTENSIONS
 _COUNTERS = re.compile(r"\[([0-9]+):([0-9]+)\]")
 _POLICIES = ("ACCEPT", "DROP")
 _MAX_CHAIN_NAME = 28
+_HINT = "correct the line: iptables(8) and iptables-extensions(8) list what can stand there"
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class Refuser:
     def __call__(
         self, message: str, line: int, word: str | None = None, hint: str | None = None
     ) -> RulesetRefused:
-        return RulesetRefused(message, source=self.source, line=line, word=word, hint=hint)
+        return RulesetRefused(message, source=self.source, line=line, word=word, hint=hint or _HINT)
 
 
 def parse(

@@ -98,7 +98,8 @@ class RuleParser:
             return self._header(rule, flag, words, index, negated)
         if word.startswith("--"):
             return self._option(rule, words, index, negated)
-        raise BadWord("this word stands where an option is expected", word)
+        hint = 'quote values that hold blanks: --comment "two words"'
+        raise BadWord("this word stands where an option is expected", word, hint)
 
     def _header(
         self, rule: ParsedRule, flag: str, words: Sequence[str], index: int, negated: bool

@@ -114,6 +114,7 @@ def test_a_refusal_names_line_and_word(text: bytes, line: int, word: str | None)
         read_text(text, source="rules.v4")
     assert refusal.value.line == line
     assert "rules.v4:" in refusal.value.message
+    assert refusal.value.hint
     if word is not None:
         assert refusal.value.word == word
 
