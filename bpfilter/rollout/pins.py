@@ -19,6 +19,8 @@ from bpfilter.rollout.journal import namespace_id
 
 FILE_SYSTEM = Path("/sys/fs/bpf")
 ROOT = FILE_SYSTEM / "bpfilterd"
+_INTERFACE = slice(16, 20)
+"""Where struct bpf_link_info holds the interface of a tcx link: 0 once it is gone."""
 
 
 class _Detach(Structure):
@@ -65,6 +67,26 @@ def pinned_links() -> dict[Path, int]:
         with _opened(path) as descriptor:
             found[path] = link_id(descriptor)
     return found
+
+
+def prune() -> tuple[Path, ...]:
+    """Remove pins of links whose interface is gone, of any network namespace; says which."""
+    removed = []
+    for path in sorted(ROOT.glob("net-*/link-*")):
+        try:
+            with _opened(path) as descriptor:
+                alive = any(object_info(descriptor)[_INTERFACE])
+        except KernelCallFailed as error:
+            if error.errno == errno.ENOENT:  # another process was faster
+                continue
+            raise
+        if not alive:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.parent.rmdir()
+                ROOT.rmdir()
+            removed.append(path)
+    return tuple(removed)
 
 
 def unpin() -> None:

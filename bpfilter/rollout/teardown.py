@@ -43,6 +43,7 @@ def teardown(directory: Path | None = None) -> tuple[str, ...]:
     for path in pins.pinned_links():
         pins.detach_pinned(path)
         removed.append(f"link {path}")
+    removed += [f"link {path} of an interface that is gone" for path in pins.prune()]
     for found in attached():
         if found.our_filter:
             remove_filter(found)

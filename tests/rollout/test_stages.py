@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bpfilter.errors import RolloutError
+from bpfilter.rollout import pins
 from bpfilter.rollout.journal import Journal, Stage
 from bpfilter.rollout.stages import Request, Rollout
 from bpfilter.rollout.teardown import remains, teardown
@@ -297,3 +298,18 @@ def test_a_routing_rule_on_our_bits_revokes_the_lease(net: Net, journal: Journal
         call("ip", "rule", "add", "fwmark", "0x1000000/0x1000000", "lookup", "7")
         reasons = [rollout.tick() for _ in range(5)]
         assert any(reason and "uses our bits" in reason for reason in reasons)
+
+
+def test_pins_of_a_namespace_that_is_gone_are_removed_by_the_next_teardown(
+    net: Net, journal: Journal
+) -> None:
+    with Net() as lost:
+        load(lost, Backend.NFT)
+        with entered(lost.fw):
+            Rollout(Request(("v1",)), journal, print).shadow()
+            place = pins.directory()
+            assert [path.name for path in place.iterdir()] == ["link-v1"]
+        call("ip", "-n", lost.fw, "link", "del", "v1")
+        with entered(net.fw):
+            assert any(str(place) in line for line in teardown())
+        assert not place.exists()
