@@ -23,7 +23,10 @@ UNTRACKED_NUMBERS = (0xC000, 0xFFFF)
 TRACKED_NUMBERS = (1, 0xBFFF)
 _ICMP = {Family.IPV4: 1, Family.IPV6: 58}
 _ERRORS = {Family.IPV4: (3, 4, 5, 11, 12), Family.IPV6: (1, 2, 3, 4)}
-_UDP = 17
+_REQUESTS = {Family.IPV4: (8, 13, 15, 17), Family.IPV6: (128, 139)}
+_TCP, _UDP = 6, 17
+_BEGINNING_FLAGS = (0x02, 0x22, 0x10, 0x30)
+"""SYN or ACK, with URG or without."""
 _SUMMED = (6, 17, 33, 132, 136)
 
 
@@ -62,6 +65,26 @@ def prepare(stimulus: Stimulus, family: Family) -> Preparation:
         expected = Connection(_tuple(stimulus, family), answered=False, master=master.original)
         return Preparation((expected,))
     return Preparation()
+
+
+def likely_state(packet: Packet, states: State, family: Family) -> State:
+    """The one of these states that the packet can best be brought into.
+
+    NEW where conntrack begins a connection with such a packet (tcp_new and the flags table of
+    net/netfilter/nf_conntrack_proto_tcp.c; no ICMP error does), else UNTRACKED, which any can be.
+    """
+    order = [State.UNTRACKED, State.ESTABLISHED, State.RELATED, State.INVALID, State.NEW]
+    if _begins(packet, family):
+        order.insert(0, State.NEW)
+    return next(state for state in order if state & states)
+
+
+def _begins(packet: Packet, family: Family) -> bool:
+    protocol = packet[Field.PROTOCOL]
+    if protocol == _ICMP[family]:
+        return packet[Field.ICMP_TYPE] >> 8 in _REQUESTS[family]
+    # PSH, ECE and CWR play no part.
+    return protocol != _TCP or packet[Field.TCP_FLAGS] & 0x37 in _BEGINNING_FLAGS
 
 
 def master_of(family: Family) -> Connection:

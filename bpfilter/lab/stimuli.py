@@ -19,7 +19,7 @@ from bpfilter.compiler.plan import ChainPlan
 from bpfilter.compiler.sample import PORT_PROTOCOLS, sample_packets
 from bpfilter.compiler.walk import Packet
 from bpfilter.lab.addresses import unroutable
-from bpfilter.lab.conversation import TRACKED_NUMBERS, UNTRACKED_NUMBERS, Stimulus
+from bpfilter.lab.conversation import TRACKED_NUMBERS, UNTRACKED_NUMBERS, Stimulus, likely_state
 from bpfilter.lab.packets import can_encode
 from bpfilter.ruleset.fields import STATES, Field, State
 
@@ -85,7 +85,7 @@ def _wishes(tables: ChainTables, packets: Sequence[Packet]) -> Iterator[tuple[Pa
             passed = set(passed_entries(tables.flat, bits & entries))
             if passed - reached:
                 reached |= passed
-                yield packet, State(mask & -mask)
+                yield packet, likely_state(packet, State(mask), tables.flat.family)
 
 
 def _numbered(chosen: Sequence[tuple[Packet, State]], untracked: bool) -> Iterator[Stimulus]:
