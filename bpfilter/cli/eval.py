@@ -107,11 +107,12 @@ def _punt(result: Result) -> dict[str, Any]:
         "rule": None,
         "reason": result.reason.name.lower().replace("_", "-"),
     }
-    if result.reason is Reason.RULE:
-        line["punted_by"] = [
-            _rule(ref)
-            for ref in dict.fromkeys(e.rule for e in result.entries if e.kind is OpKind.PUNT)
-        ]
+    if result.reason is Reason.RULE and result.slot is not None:
+        rules = list(dict.fromkeys(e.rule for e in result.entries if e.kind is OpKind.PUNT))
+        treatments = result.slot.plan.treatments
+        why = dict.fromkeys(treatments[ref].reason for ref in rules if ref in treatments)
+        line["reason"] = "; ".join(["rule", *filter(None, why)])
+        line["punted_by"] = [_rule(ref) for ref in rules]
     return line
 
 
