@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from bpfilter.analysis.contents import Contents
 from bpfilter.analysis.diagrams import Diagrams, Packets
 from bpfilter.analysis.meaning import Meaning
-from bpfilter.analysis.outcomes import NEXT, Outcomes
+from bpfilter.analysis.outcomes import NEXT, OutcomeMap, Outcomes
 from bpfilter.compiler.ir import FlatChain
 
 
@@ -59,6 +59,7 @@ def differing(
     going_on = outcomes.constant(NEXT)
     end = cut[-1].stop
     policy = by_tables.part(end - 1, end, {})
+    before: list[OutcomeMap] = []
     for segment in cut:
         last = segment is cut[-1]
         behind = by_rules.policy if last else going_on
@@ -71,7 +72,7 @@ def differing(
             rules = by_rules.part(segment.first, segment.behind, behind)
         difference = outcomes.difference(rules, tables) & diagrams.valid
         if difference.satisfiable():
-            return difference
-        if outcomes.ends(rules):
-            return None
+            # Behind a part that lets no packet pass, what the rules say does not matter.
+            return None if any(outcomes.ends(part) for part in before) else difference
+        before.append(rules)
     return None
