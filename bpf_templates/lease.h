@@ -71,7 +71,7 @@ static __always_inline __u64 legacy_generation(const struct nf_hook_entries *ent
 {
 	const struct nf_hook_entry *entry;
 	struct table_state state;
-	__u64 mixed = 1;
+	__u64 mixed;
 	__u32 number;
 	int failed;
 
@@ -80,6 +80,7 @@ static __always_inline __u64 legacy_generation(const struct nf_hook_entries *ent
 	number = entries->num_hook_entries;
 	if (!hook || !bpf_core_field_exists(struct xt_table, private))
 		return number;
+	mixed = number; /* also shows nat and conntrack, which come and go as hooks of their own */
 	entry = entries->hooks;
 	for (__u32 i = 0; i < HOOK_ENTRIES && i < number; i++, entry++) {
 		if ((__u64)entry->hook != hook)

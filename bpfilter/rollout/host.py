@@ -19,7 +19,7 @@ from typing import Any
 from pyroute2 import IPRoute
 
 from bpfilter.rollout.mark import WHOLE, MarkUse
-from bpfilter.ruleset.model import Ruleset
+from bpfilter.ruleset.model import Rule, Ruleset
 
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _INGRESS_HOOKS = frozenset({"prerouting", "input", "ingress"})
@@ -27,6 +27,11 @@ _ALTERING = frozenset(
     {"mangle", "dnat", "snat", "masquerade", "redirect", "tproxy", "notrack", "queue", "fwd", "dup",
      "flow", "log", "synproxy"}
 )  # fmt: skip
+_TRACKING = frozenset(
+    {"conntrack", "state", "connmark", "connbytes", "connlabel", "connlimit", "helper", "cluster",
+     "CONNMARK", "CONNSECMARK", "CT", "NOTRACK", "SYNPROXY"}
+)  # fmt: skip
+"""Matches and targets that make conntrack follow the packets of a network namespace."""
 _XTABLES = frozenset({"raw", "mangle", "nat", "filter", "security"})
 _ARPHRD_ETHER = 1
 
@@ -101,17 +106,25 @@ def _nft_marks(objects: Sequence[Any]) -> Iterator[MarkUse]:
             yield MarkUse(WHOLE, f"nft rule in {rule['family']} {rule['table']} {rule['chain']}")
 
 
-def translations_left(rulesets: Iterable[Ruleset]) -> bool:
-    """Whether tracked connections may carry a translation whose rule is gone.
+def may_translate(rulesets: Iterable[Ruleset]) -> bool:
+    """Whether addresses may be rewritten though no rule does so now, where conntrack is at work.
 
-    An entry keeps its mapping as long as any nat table, even an empty one, hooks the packets.
+    An entry keeps its mapping when its rule is gone, as long as any nat table, even an empty one,
+    hooks the packets. And no generation shows a rule that is added to a legacy nat table.
     """
+    rulesets = tuple(rulesets)
     names = [Path(f"/proc/net/{family}_tables_names") for family in ("ip", "ip6")]
     legacy = any(path.exists() and "nat" in path.read_text().split() for path in names)
     if not legacy and not any("nat" in ruleset.tables for ruleset in rulesets):
         return False
     count = Path("/proc/sys/net/netfilter/nf_conntrack_count")
-    return not count.exists() or int(count.read_text()) > 0
+    if not count.exists() or int(count.read_text()) > 0:
+        return True
+    return any(_tracks(rule) for ruleset in rulesets for rule in ruleset.rules())
+
+
+def _tracks(rule: Rule) -> bool:
+    return not _TRACKING.isdisjoint({rule.target.name, *(match.name for match in rule.matches)})
 
 
 def host_obstacles() -> tuple[Obstacle, ...]:

@@ -198,7 +198,7 @@ class Rollout:
 
     def _install(self, prepared: Prepared, mark: MarkField) -> None:
         rulesets = prepared.rulesets.values()
-        translated = bool(host.native_nft()) or host.translations_left(rulesets)
+        translated = bool(host.native_nft()) or host.may_translate(rulesets)
         for family in prepared.plans:
             prepared.tables[family].install(
                 prepared.dispatch(family, mark, self.request.interfaces, translated=translated)

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.kernel
 BACKENDS = pytest.mark.parametrize("backend", list(Backend), ids=str)
 IP4 = IP(src=PEER4, dst=FW4)
 OPEN = "-A INPUT -p udp -m udp --dport 5000 -j ACCEPT"
+TRACKING = "-A INPUT -p tcp -m conntrack --ctstate ESTABLISHED -j ACCEPT"
 REDIRECT = "-A PREROUTING -p udp -m udp --dport 80 -j REDIRECT --to-ports 5000"
 
 
@@ -89,9 +90,8 @@ def test_a_published_port_is_forwards_and_not_inputs() -> None:
 @BACKENDS
 def test_a_translation_outlives_its_rule(backend: Backend) -> None:
     """The entry of a connection keeps its mapping when the rule that made it is deleted."""
-    tracking = "-A INPUT -p tcp -m conntrack --ctstate ESTABLISHED -j ACCEPT"
     with Case(backend, Family.IPV4) as case:
-        case.tables.restore(rules(OPEN, tracking, tables=nat(REDIRECT)))
+        case.tables.restore(rules(OPEN, TRACKING, tables=nat(REDIRECT)))
         flow = IP4 / UDP(sport=1000, dport=80)
         assert case.judge(flow) == ACCEPT
         with entered(case.fw):
@@ -101,6 +101,23 @@ def test_a_translation_outlives_its_rule(backend: Backend) -> None:
             assert case.judge(flow) == ACCEPT
             assert case.judge(IP4 / UDP(sport=1001, dport=80)) == DROP
             assert program.decided() > 0
+
+
+@BACKENDS
+@pytest.mark.parametrize("present", ["", nat()], ids=["no-nat-table", "empty-nat-table"])
+@pytest.mark.parametrize("tracking", [(), (TRACKING,)], ids=["untracked", "tracked"])
+def test_a_new_nat_rule_holds_from_the_next_packet_on(
+    tracking: tuple[str, ...], present: str, backend: Backend
+) -> None:
+    closed = "-A INPUT -p udp -m udp --dport 80 -j DROP"
+    with Case(backend, Family.IPV4) as case:
+        case.tables.restore(rules(*tracking, closed, OPEN, tables=present))
+        with enforcing(case, backend, Family.IPV4) as program:
+            assert case.judge(IP4 / UDP(sport=1000, dport=80)) == DROP
+            assert program.decided() > 0
+            with entered(case.fw):
+                call(case.tables.prefix, "-t", "nat", *REDIRECT.split())
+            assert case.judge(IP4 / UDP(sport=1001, dport=80)) == ACCEPT
 
 
 def test_replies_to_a_masqueraded_port_are_judged_by_the_port_that_asked() -> None:
