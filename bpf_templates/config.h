@@ -12,7 +12,7 @@
 #define MAX_GROUPS  8
 #define MAX_STATES  5
 #define MAX_MASKS   8
-#define IDS_BLOCK   16 /* u32 per element of `ids` and `ops` */
+#define IDS_BYTES   64 /* an element of `ids` and `ops`, u32 or u16 */
 #define BLOCK_WORDS 8
 #define MISSING	    0xffffffffu
 
@@ -140,6 +140,7 @@ struct config {
 	__u32 summary_words; /* of every row */
 	__u32 stripes;	     /* block references of every row */
 	__u32 narrow;	     /* references are u16, else u32 */
+	__u32 small_ids;     /* `ids` are u16 with the trie's pointer bit in bit 15, else u32 */
 	__u32 iterations;
 	__u64 legacy_hook4; /* address of ipt_do_table, 0 if unknown */
 	__u64 legacy_hook6;

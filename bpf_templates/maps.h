@@ -77,7 +77,7 @@ struct record {
 	__u32 reserved;
 };
 
-ARRAY(ids, 64, BPF_F_MMAPABLE);			/* u32 × 16 */
+ARRAY(ids, 64, BPF_F_MMAPABLE);			/* u32 × 16, or u16 × 32 */
 ARRAY(bounds, 16, BPF_F_MMAPABLE);		/* u64 high, low */
 ARRAY(rows, 8, BPF_F_MMAPABLE);			/* u64 × (summary words + references / 2) */
 ARRAY(blocks, 64, BPF_F_MMAPABLE);		/* u64 × 8 */
@@ -108,12 +108,16 @@ static __always_inline const void *element(void *map, __u32 index)
 	return bpf_map_lookup_elem(map, &index);
 }
 
-/* ids[index] or ops[index]; MISSING past the end. */
-static __always_inline __u32 number_at(void *map, __u32 index)
+/* Number `index` of `ids` or `ops`; MISSING past the end. */
+static __always_inline __u32 number_at(void *map, __u32 index, const __u32 small)
 {
-	const __u32 *block = element(map, index / IDS_BLOCK);
+	const __u32 count = small ? IDS_BYTES / 2 : IDS_BYTES / 4;
+	const void *block = element(map, index / count);
 
-	return block ? block[index % IDS_BLOCK] : MISSING;
+	if (!block)
+		return MISSING;
+	return small ? ((const __u16 *)block)[index % count]
+		     : ((const __u32 *)block)[index % count];
 }
 
 static __always_inline void count(void *map, __u32 index, __u32 bytes)

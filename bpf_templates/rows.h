@@ -9,7 +9,6 @@
 #include "maps.h"
 #include "parse.h"
 
-#define TRIE_POINTER  0x80000000u
 #define MAX_HALVINGS  20 /* 2^20 bounds: more than two per entry */
 #define RTN_UNICAST   1
 #define RTN_LOCAL     2
@@ -69,17 +68,22 @@ static __always_inline __u32 mask_bits(const struct packet *p, const __u32 slot)
 	return bits;
 }
 
+static __always_inline __u32 id_at(__u32 index)
+{
+	return number_at(&ids, index, config.small_ids);
+}
+
 static __always_inline __u32 trie4_class(const __u32 base, __u32 address)
 {
-	__u32 found = number_at(&ids, base + (address >> 16));
+	const __u32 pointer = config.small_ids ? 1u << 15 : 1u << 31;
+	__u32 found = id_at(base + (address >> 16));
 
-	if (found & TRIE_POINTER)
-		found = number_at(&ids, base + 65536 + (found & ~TRIE_POINTER) * 256 +
-						(address >> 8 & 255));
-	if (found & TRIE_POINTER)
-		found = number_at(&ids,
-				  base + 65536 + (found & ~TRIE_POINTER) * 256 + (address & 255));
-	return found;
+	if (found == MISSING || !(found & pointer))
+		return found;
+	found = id_at(base + 65536 + (found & ~pointer) * 256 + (address >> 8 & 255));
+	if (found == MISSING || !(found & pointer))
+		return found;
+	return id_at(base + 65536 + (found & ~pointer) * 256 + (address & 255));
 }
 
 /* 1 if a < b. Without branches: the verifier would follow both sides at every halving. */
@@ -112,7 +116,7 @@ static __always_inline __u32 bounds6_class(const __u32 slot, const __u32 n, cons
 		found += half * (__u32)(borrow ^ 1);
 		count -= half;
 	}
-	return number_at(&ids, AXIS(slot, n).base + found);
+	return id_at(AXIS(slot, n).base + found);
 }
 
 static __always_inline __u32 mac_class(struct __sk_buff *skb, const struct packet *p,
@@ -127,7 +131,7 @@ static __always_inline __u32 mac_class(struct __sk_buff *skb, const struct packe
 	for (__u32 i = 0; i < 3; i++)
 		key = key << 16 | bpf_ntohs(address.words[i]);
 	value = bpf_map_lookup_elem(&macs, &key);
-	return number_at(&ids, AXIS(slot, MAC_SOURCE).base + (value ? *value : 0));
+	return id_at(AXIS(slot, MAC_SOURCE).base + (value ? *value : 0));
 }
 
 /* The classes of interface names; MISSING for a device that was not known at load. */
@@ -197,7 +201,7 @@ static __always_inline __u32 axis_class(struct __sk_buff *skb, const struct pack
 	if (n == MAC_SOURCE)
 		return mac_class(skb, p, slot);
 	value = axis_value(skb, p, slot, n);
-	return value == MISSING ? MISSING : number_at(&ids, AXIS(slot, n).base + value);
+	return value == MISSING ? MISSING : id_at(AXIS(slot, n).base + value);
 }
 
 static __always_inline enum reason missing(const __u32 n)
@@ -230,8 +234,8 @@ static __always_inline int select_of(struct __sk_buff *skb, const struct packet 
 		if (id == MISSING)
 			return missing(n);
 		if (combine & 1 << n) {
-			id = number_at(&ids, AXIS(slot, n).combine_base +
-						     combined * AXIS(slot, n).classes + id);
+			id = id_at(AXIS(slot, n).combine_base + combined * AXIS(slot, n).classes +
+				   id);
 			if (id == MISSING)
 				return REASON_LOOKUP;
 		}

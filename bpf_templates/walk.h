@@ -92,7 +92,7 @@ static __always_inline int skip_to(struct walk *w, const __u32 slot, __u32 posit
 /* Execute the operation of an entry that holds the packet. Returns 1 at the walk's end. */
 static __always_inline int operate(struct walk *w, const __u32 slot, __u32 entry)
 {
-	__u32 op = number_at(&ops, config.slots[slot].ops_base + entry);
+	__u32 op = number_at(&ops, config.slots[slot].ops_base + entry, 0);
 	__u32 argument = op & 0x0fffffff;
 	__u32 kind = op >> 28;
 

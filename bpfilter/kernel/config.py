@@ -12,7 +12,7 @@ from bpfilter.compiler.layout import AXES
 SLOTS = 4
 MAX_STATES = 5
 MAX_MASKS = 8
-IDS_BLOCK = 16
+IDS_BYTES = 64
 
 _u32 = ctypes.c_uint32
 _u64 = ctypes.c_uint64
@@ -120,6 +120,7 @@ class Config(ctypes.Structure):
                 "summary_words",
                 "stripes",
                 "narrow",
+                "small_ids",
                 "iterations",
             )
         ),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bpfilter.compiler.ir import FlatChain, OpKind
-from bpfilter.compiler.layout import AXES, BLOCK_WORDS, U32, U64, ChainTables
+from bpfilter.compiler.layout import AXES, BLOCK_WORDS, TRIE_POINTER, U32, U64, ChainTables
 from bpfilter.compiler.plan import Image, Slot
 from bpfilter.errors import CompileError
-from bpfilter.kernel.config import IDS_BLOCK, MAX_MASKS, MAX_STATES, SLOTS, Config, SlotConfig
+from bpfilter.kernel.config import IDS_BYTES, MAX_MASKS, MAX_STATES, SLOTS, Config, SlotConfig
 from bpfilter.ruleset.fields import Family, Field
 
 LINE = 64
@@ -21,6 +23,9 @@ NARROW = 1 << 16
 """Up to so many blocks are referred to by u16: a row of 10 000 entries is then one cache line."""
 
 OP_LAST_ITEM = 6
+SMALL = 1 << 15
+U32_POINTER = np.uint32(TRIE_POINTER)
+Numbers = npt.NDArray[np.unsignedinteger]
 _AXIS_NUMBER = {field: number for number, field in enumerate(AXES)}
 
 
@@ -32,11 +37,11 @@ class Contents:
     Counters of slot i begin at `counter_bases[i]`, two per entry.
     """
 
-    ids: U32
+    ids: Numbers
     bounds: U64
     rows: U64
     blocks: U64
-    ops: U32
+    ops: Numbers
     nodes: U32
     edges: tuple[U64, U32]
     macs: tuple[U64, U32]
@@ -76,10 +81,10 @@ def slot_number(family: Family, chain: str) -> int:
 class _Parts:
     """Arrays of one kind, one after the other."""
 
-    parts: list[np.ndarray[tuple[int, ...], np.dtype[np.generic]]]
+    parts: list[Any]
     used: int = 0
 
-    def add(self, part: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> int:
+    def add(self, part: Any) -> int:
         base = self.used
         self.parts.append(part)
         self.used += len(part)
@@ -93,6 +98,7 @@ def pack(image: Image, config: Config) -> Contents:
     config.summary_words = max((t.summary_words for t in used), default=1)
     config.stripes = max((_stripes(t) for t in used), default=1)
     config.narrow = sum(len(t.blocks) for t in used) <= NARROW
+    config.small_ids = all((t.ids & ~U32_POINTER).max(initial=0) < SMALL for t in used)
     width = 2 if config.narrow else 4
     pitch = _pitch(8 * config.summary_words + width * config.stripes)
     ids, bounds, rows, blocks, ops, nodes = (_Parts([]) for _ in range(6))
@@ -117,11 +123,11 @@ def pack(image: Image, config: Config) -> Contents:
             edges[(target.node_base + node) << 32 | item] = behind
         macs.update({number << 48 | address: value for address, value in tables.macs.items()})
     return Contents(
-        ids=_padded(ids.parts, IDS_BLOCK),
+        ids=_padded(_small(ids.parts) if config.small_ids else ids.parts),
         bounds=np.concatenate([np.zeros((0, 2), np.uint64), *bounds.parts]),
         rows=np.concatenate([np.zeros((0, pitch), np.uint64), *rows.parts]),
         blocks=np.concatenate([np.zeros((0, BLOCK_WORDS), np.uint64), *blocks.parts]),
-        ops=_padded(ops.parts, IDS_BLOCK),
+        ops=_padded(ops.parts),
         nodes=np.concatenate([np.zeros((0, 4), np.uint32), *nodes.parts]),
         edges=_hash(edges),
         macs=_hash(macs),
@@ -212,11 +218,15 @@ def _stateful(flat: FlatChain) -> bool:
     return any(entry.states != 31 or Field.FRAGMENT in entry.box for entry in flat.entries)
 
 
-def _padded(
-    parts: Sequence[np.ndarray[tuple[int, ...], np.dtype[np.generic]]], multiple: int
-) -> U32:
-    whole = np.concatenate([np.zeros(0, np.uint32), *parts]).astype(np.uint32, copy=False)
-    return np.concatenate([whole, np.zeros(-len(whole) % multiple, np.uint32)])
+def _small(parts: Sequence[Numbers]) -> list[Numbers]:
+    """Ids as u16, the trie's pointer bit moved to bit 15: half the memory to miss."""
+    return [(ids & (SMALL - 1) | (ids & U32_POINTER) >> 16).astype(np.uint16) for ids in parts]
+
+
+def _padded(parts: Sequence[Numbers]) -> Numbers:
+    whole = np.concatenate(parts) if parts else np.zeros(0, np.uint32)
+    missing = -whole.nbytes % IDS_BYTES // whole.itemsize
+    return np.concatenate([whole, np.zeros(missing, whole.dtype)])
 
 
 def _hash(entries: dict[int, int]) -> tuple[U64, U32]:

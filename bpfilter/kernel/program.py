@@ -26,6 +26,7 @@ from bpfilter.kernel.attach import AttachKind, Attachment, attach
 from bpfilter.kernel.config import (
     COUNT,
     GENERATION,
+    IDS_BYTES,
     RECORD,
     RUNTIME,
     SLOTS,
@@ -329,8 +330,8 @@ def _record_count(trace: Trace) -> int:
 
 
 def _size_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
-    loaded.set_map("ids", max_entries=len(contents.ids) // 16)
-    loaded.set_map("ops", max_entries=len(contents.ops) // 16)
+    loaded.set_map("ids", max_entries=contents.ids.nbytes // IDS_BYTES)
+    loaded.set_map("ops", max_entries=contents.ops.nbytes // IDS_BYTES)
     loaded.set_map("bounds", max_entries=len(contents.bounds))
     pitch = contents.rows.shape[1]
     loaded.set_map("rows", max_entries=len(contents.rows), value_size=8 * pitch)

@@ -91,3 +91,13 @@ def test_chains_of_any_length_are_walked_as_written(entries: int, family: Family
 def test_forward_sees_the_ttl_after_the_decrement(family: Family) -> None:
     for seed in range(3):
         check(100 + seed, family, 20, 100, "FORWARD")
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_wide_tables_are_read_like_narrow_ones(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Class ids and block references that do not fit 16 bits, as in very large rulesets."""
+    monkeypatch.setattr("bpfilter.kernel.pack.SMALL", 0)
+    monkeypatch.setattr("bpfilter.kernel.pack.NARROW", 0)
+    check(200, family, 600, 100)

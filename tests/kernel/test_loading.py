@@ -73,7 +73,7 @@ def test_axes_have_the_same_order_in_both_languages() -> None:
         ("SLOTS", config.SLOTS),
         ("MAX_STATES", config.MAX_STATES),
         ("MAX_MASKS", config.MAX_MASKS),
-        ("IDS_BLOCK", config.IDS_BLOCK),
+        ("IDS_BYTES", config.IDS_BYTES),
         ("MAX_GROUPS", MAX_GROUPS),
         ("AXES", len(AXES)),
     ],
