@@ -67,7 +67,7 @@ def read_file(
     """Read a file or standard input (`-`); raises RulesetRefused.
 
     As root, real iptables judges the text too (`kernel_test`); what it cannot be asked is said in
-    the ruleset's warnings.
+    the ruleset's warnings. A text that does not say its backend is taken for the host's default.
     """
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
@@ -89,6 +89,7 @@ def read_file(
             raise refusal from None
     if not kernel_test:
         return ruleset
+    ruleset = replace(ruleset, backend=ruleset.backend or default_backend())
     return replace(ruleset, warnings=(*ruleset.warnings, *_judged(data, ruleset)))
 
 
