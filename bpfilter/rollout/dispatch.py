@@ -67,7 +67,8 @@ def render(
     """The dispatch of one built-in chain; codes of other chains and families are ignored.
 
     `translated`: whether NAT may have changed addresses since the program saw the packet (None:
-    if the ruleset has nat rules); packets of translated connections then take the original chain.
+    if a nat rule rewrites addresses); packets of translated connections then take the original
+    chain.
 
     The other ingress chain gets an entry that clears the field only: a packet that was marked for
     INPUT and is forwarded after all (a masqueraded reply) must not carry the code on. RolloutError
@@ -93,7 +94,12 @@ def render(
     builder = _Builder(ruleset, chain_plan, mark)
     if translated is None:
         nat = ruleset.tables.get("nat")
-        translated = nat is not None and any(chain.rules for chain in nat.chains.values())
+        # Asking conntrack where nothing else does would set it to work, and reassemble fragments.
+        translated = nat is not None and any(
+            rule.target.alters & {"address", "all"}
+            for chain in nat.chains.values()
+            for rule in chain.rules
+        )
     builder.entry(mine, translated)
     for chain in INGRESS_CHAINS:
         if chain != chain_plan.chain:

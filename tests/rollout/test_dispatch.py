@@ -299,6 +299,12 @@ def test_packets_of_translated_connections_take_the_original_chain(
     assert passed(tables, 4009) == 3
 
 
+def test_conntrack_is_not_asked_where_no_nat_rule_rewrites_addresses() -> None:
+    jumps = "*nat\n:PREROUTING ACCEPT [0:0]\n:DOCKER - [0:0]\n-A PREROUTING -j DOCKER\nCOMMIT\n"
+    made = dispatch(text("-A INPUT -p tcp -j ACCEPT") + jumps, [always(ACCEPT), always(DROP)])
+    assert "conntrack" not in made.add
+
+
 @pytest.mark.kernel
 @BACKENDS
 @pytest.mark.parametrize("family", list(Family), ids=str)
