@@ -17,7 +17,7 @@ import typer
 
 from bpfilter.cli.run import run_app
 from bpfilter.errors import UsageError
-from bpfilter.rollout.journal import Journal, Stage, state_directory
+from bpfilter.rollout.journal import Journal, Stage, running, state_directory
 from bpfilter.rollout.lease import LEASE_SECONDS
 from bpfilter.rollout.service import Goal, serve
 from bpfilter.rollout.stages import Request
@@ -56,10 +56,10 @@ def daemon_command(
     log = structlog.get_logger("bpfilterd")
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     directory = state or state_directory()
-    with Journal(directory) as journal:
-        running = journal.daemon()
-    if running is not None:
-        raise UsageError(f"bpfilterd runs here already, as process {running}", hint="stop it first")
+    if (found := running(directory)) is not None:
+        raise UsageError(
+            f"bpfilterd runs here already, as process {found[0]}", hint="stop it first"
+        )
     for line in teardown(directory):
         log.warning("left over from before", removed=line)
     request = Request(tuple(interface), backend, lease_seconds, force=force)

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from bpfilter.errors import RolloutError, UsageError
 from bpfilter.rollout import host
-from bpfilter.rollout.journal import Journal, Stage, state_directory
+from bpfilter.rollout.journal import Journal, Stage, running, state_directory
 from bpfilter.rollout.mark import choose, ruleset_uses
 from bpfilter.rollout.notices import notices
 from bpfilter.rollout.prepare import Prepared, prepare
@@ -71,10 +71,8 @@ def deploy_command(
 
 
 def _running_stage(directory: Path) -> Stage:
-    if not (directory / "journal.sqlite").exists():
-        return Stage.OFF
-    with Journal(directory) as journal:
-        return Stage.OFF if journal.daemon() is None else journal.stage
+    found = running(directory)
+    return Stage.OFF if found is None else found[1]
 
 
 def _confirm(directory: Path, console: Console) -> None:
@@ -89,9 +87,9 @@ def _confirm(directory: Path, console: Console) -> None:
 
 
 def _start(directory: Path, words: list[str], stage: Stage, console: Console) -> None:
-    if (running := _running_stage(directory)) is not Stage.OFF:
+    if (found := running(directory)) is not None:
         raise RolloutError(
-            f"bpfilterd runs here already, in stage {running}", hint="`bpfilter teardown` ends it"
+            f"bpfilterd runs here already, in stage {found[1]}", hint="`bpfilter teardown` ends it"
         )
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     log = directory.with_suffix(".log")

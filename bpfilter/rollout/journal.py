@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 
+FILE = "journal.sqlite"
 STATE_ROOT = Path("/run/bpfilterd")
 
 _SCHEMA = """
@@ -53,12 +54,21 @@ def state_directory() -> Path:
     return STATE_ROOT / namespace_id()
 
 
+def running(directory: Path) -> tuple[int, Stage] | None:
+    """The live daemon that keeps its journal there, and its stage; changes nothing."""
+    if not (directory / FILE).exists():
+        return None
+    with Journal(directory) as journal:
+        pid = journal.daemon()
+        return None if pid is None else (pid, journal.stage)
+
+
 class Journal:
     """Opened on a directory of its own; a context manager. Other processes may read and confirm."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.path = directory / "journal.sqlite"
+        self.path = directory / FILE
         self._db = sqlite3.connect(self.path, timeout=5, isolation_level=None)
         self._db.executescript(_SCHEMA)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bpfilter.rollout import pins
 from bpfilter.rollout.attached import attached, remove_filter
-from bpfilter.rollout.journal import Journal
+from bpfilter.rollout.journal import FILE, Journal, running
 from bpfilter.rollout.tables import all_tables
 
 _STOP_SECONDS = 15.0
@@ -21,19 +21,17 @@ _STOP_SECONDS = 15.0
 
 def stop_daemon(directory: Path) -> int | None:
     """End this namespace's daemon, which rolls back; its process id, or None if there is none."""
-    if not (directory / "journal.sqlite").exists():
+    found = running(directory)
+    if found is None:
         return None
-    with Journal(directory) as journal:
-        pid = journal.daemon()
-        if pid is None:
-            return None
-        os.kill(pid, signal.SIGTERM)
-        end = time.monotonic() + _STOP_SECONDS
-        while journal.daemon() is not None:
-            if time.monotonic() > end:
-                os.kill(pid, signal.SIGKILL)
-                break
-            time.sleep(0.05)
+    pid, _ = found
+    os.kill(pid, signal.SIGTERM)
+    end = time.monotonic() + _STOP_SECONDS
+    while running(directory) is not None:
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+            break
+        time.sleep(0.05)
     return pid
 
 
@@ -55,7 +53,7 @@ def teardown(directory: Path | None = None) -> tuple[str, ...]:
                 f"{len(present.chains)} chains and {len(present.jumps)} rules of"
                 f" {tables.family} iptables-{tables.backend}"
             )
-    if directory is not None and (directory / "journal.sqlite").exists():
+    if directory is not None and (directory / FILE).exists():
         Journal(directory).remove()
         removed.append(f"journal {directory}")
     return tuple(removed)

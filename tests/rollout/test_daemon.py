@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from bpfilter.rollout.journal import Journal, Stage
+from bpfilter.rollout.journal import Stage, running
 from bpfilter.rollout.teardown import remains, teardown
 from bpfilter.ruleset.model import Backend
 from tests.rollout.network import Iptables, Net, entered, loaded_objects, still_loaded
 from tests.rollout.test_stages import FATES, load, outcome, shape
 
 pytestmark = pytest.mark.kernel
-LEASE = 2.0
+LEASE = 4.0
 
 
 @contextmanager
@@ -56,10 +56,8 @@ def reach(process: subprocess.Popen[str], state: Path, stage: Stage) -> None:
     while time.monotonic() < end:
         if process.poll() is not None:
             raise AssertionError(said(state))
-        if (state / "journal.sqlite").exists():
-            with Journal(state) as journal:
-                if journal.stage is stage and journal.daemon() == process.pid:
-                    return
+        if running(state) == (process.pid, stage):
+            return
         time.sleep(0.1)
     raise AssertionError(f"stage {stage} was not reached")
 

@@ -40,6 +40,8 @@ COMMIT
 -A INPUT -p udp -m udp --dport 4004
 COMMIT
 """
+REQUEST = Request(("v1",), lease_seconds=30.0)
+"""Longer than a test takes on a busy machine."""
 PORTS = (4001, 4002, 4003, 4004)
 FATES = [3, 3, 0, 0]
 
@@ -78,7 +80,7 @@ def test_shadow_decides_nothing_and_its_counters_agree(
 ) -> None:
     tables = load(net, backend)
     before = shape(tables)
-    with entered(net.fw), Rollout(Request(("v1",)), journal, print) as rollout:
+    with entered(net.fw), Rollout(REQUEST, journal, print) as rollout:
         rollout.shadow()
         assert outcome(net, tables) == (FATES, 12)
         assert shape(tables) == before
@@ -97,7 +99,7 @@ def test_enforced_packets_get_the_same_verdicts_without_the_original_rules(
 ) -> None:
     tables = load(net, backend)
     before = shape(tables)
-    with entered(net.fw), Rollout(Request(("v1",)), journal, print) as rollout:
+    with entered(net.fw), Rollout(REQUEST, journal, print) as rollout:
         rollout.shadow()
         rollout.enforce()
         assert journal.stage is Stage.ENFORCE
@@ -116,7 +118,7 @@ def test_a_foreign_edit_punts_from_the_next_packet_on(
     net: Net, backend: Backend, journal: Journal
 ) -> None:
     tables = load(net, backend)
-    with entered(net.fw), Rollout(Request(("v1",)), journal, print) as rollout:
+    with entered(net.fw), Rollout(REQUEST, journal, print) as rollout:
         rollout.shadow()
         rollout.enforce()
         call(
@@ -143,19 +145,19 @@ def test_an_unconfirmed_stage_ends_in_the_kernel_without_any_help(
     net: Net, backend: Backend, journal: Journal
 ) -> None:
     tables = load(net, backend)
-    with entered(net.fw), Rollout(Request(("v1",)), journal, print) as rollout:
+    with entered(net.fw), Rollout(REQUEST, journal, print) as rollout:
         rollout.shadow()
-        rollout.enforce(1.0)
+        rollout.enforce(3.0)
         assert rollout.tick() is None
         assert outcome(net, tables) == (FATES, 0)
-        time.sleep(1.2)
+        time.sleep(3.1)
         assert outcome(net, tables) == (FATES, 12)
         assert rollout.tick() == "the stage was not confirmed in time"
 
 
 def test_a_confirmed_stage_stays(net: Net, journal: Journal) -> None:
     tables = load(net, Backend.NFT)
-    with entered(net.fw), Rollout(Request(("v1",)), journal, print) as rollout:
+    with entered(net.fw), Rollout(REQUEST, journal, print) as rollout:
         rollout.shadow()
         rollout.enforce(1.0)
         rollout.confirm()
@@ -166,12 +168,12 @@ def test_a_confirmed_stage_stays(net: Net, journal: Journal) -> None:
 
 def test_a_lease_that_nobody_renews_ends(net: Net, journal: Journal) -> None:
     tables = load(net, Backend.NFT)
-    request = Request(("v1",), lease_seconds=1.0)
-    with entered(net.fw), Rollout(request, journal, print) as rollout:
+    short = Request(("v1",), lease_seconds=3.0)
+    with entered(net.fw), Rollout(short, journal, print) as rollout:
         rollout.shadow()
         rollout.enforce()
         assert outcome(net, tables) == (FATES, 0)
-        time.sleep(1.2)
+        time.sleep(3.1)
         assert outcome(net, tables) == (FATES, 12)
 
 
@@ -191,7 +193,7 @@ def test_the_lease_is_revoked_when_something_changes(
     net: Net, journal: Journal, command: str, reason: str
 ) -> None:
     load(net, Backend.NFT)
-    with entered(net.fw), Rollout(Request(("v1",)), journal, print) as rollout:
+    with entered(net.fw), Rollout(REQUEST, journal, print) as rollout:
         rollout.shadow()
         rollout.enforce()
         call("sh", "-c", command)
@@ -203,7 +205,7 @@ def test_nothing_is_enforced_on_a_host_that_may_alter_packets_unseen(
 ) -> None:
     load(net, Backend.NFT)
     chain = "{ type filter hook prerouting priority -200; }"
-    with entered(net.fw), Rollout(Request(("v1",)), journal, print) as rollout:
+    with entered(net.fw), Rollout(REQUEST, journal, print) as rollout:
         call("nft", f"add table inet shop; add chain inet shop pre {chain};"
              "add rule inet shop pre ip ttl set 3")  # fmt: skip
         rollout.shadow()
@@ -216,7 +218,7 @@ def test_nothing_is_enforced_on_a_host_that_may_alter_packets_unseen(
 def test_nothing_is_enforced_where_the_whole_mark_is_used(net: Net, journal: Journal) -> None:
     mangle = "*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j CONNMARK --save-mark\nCOMMIT\n"
     load(net, Backend.NFT, mangle)
-    with entered(net.fw), Rollout(Request(("v1",)), journal, print) as rollout:
+    with entered(net.fw), Rollout(REQUEST, journal, print) as rollout:
         rollout.shadow()
         with pytest.raises(RolloutError, match="CONNMARK"):
             rollout.enforce()
@@ -227,7 +229,7 @@ def test_rules_in_both_backends_are_refused(net: Net, journal: Journal) -> None:
     load(net, Backend.LEGACY)
     with (
         entered(net.fw),
-        Rollout(Request(("v1",)), journal, print) as rollout,
+        Rollout(REQUEST, journal, print) as rollout,
         pytest.raises(Exception, match="both"),
     ):
         rollout.shadow()
@@ -240,7 +242,7 @@ def test_teardown_needs_neither_journal_nor_daemon(
     tables = load(net, backend)
     before = shape(tables)
     with entered(net.fw):
-        rollout = Rollout(Request(("v1",)), journal, print)
+        rollout = Rollout(REQUEST, journal, print)
         rollout.shadow()
         rollout.enforce()
         assert len(remains()) > 3
@@ -261,7 +263,7 @@ def test_a_new_local_address_is_decided_too_after_the_next_check(
     net: Net, journal: Journal
 ) -> None:
     tables = load(net, Backend.NFT)
-    with entered(net.fw), Rollout(Request(("v1",)), journal, print) as rollout:
+    with entered(net.fw), Rollout(REQUEST, journal, print) as rollout:
         call("ip", "-n", net.peer, "route", "add", "10.99.7.7/32", "dev", "p1")
         rollout.shadow()
         rollout.enforce()
@@ -278,7 +280,7 @@ def test_a_new_local_address_is_decided_too_after_the_next_check(
 
 def test_an_edit_that_leaves_the_rules_as_they_were_is_followed(net: Net, journal: Journal) -> None:
     tables = load(net, Backend.NFT)
-    with entered(net.fw), Rollout(Request(("v1",)), journal, print) as rollout:
+    with entered(net.fw), Rollout(REQUEST, journal, print) as rollout:
         rollout.shadow()
         rollout.enforce()
         call("nft", "add table inet shop")
@@ -291,7 +293,7 @@ def test_an_edit_that_leaves_the_rules_as_they_were_is_followed(net: Net, journa
 
 def test_a_routing_rule_on_our_bits_revokes_the_lease(net: Net, journal: Journal) -> None:
     load(net, Backend.NFT)
-    with entered(net.fw), Rollout(Request(("v1",)), journal, print) as rollout:
+    with entered(net.fw), Rollout(REQUEST, journal, print) as rollout:
         rollout.shadow()
         rollout.enforce()
         assert rollout.tick() is None
@@ -306,7 +308,7 @@ def test_pins_of_a_namespace_that_is_gone_are_removed_by_the_next_teardown(
     with Net() as lost:
         load(lost, Backend.NFT)
         with entered(lost.fw):
-            Rollout(Request(("v1",)), journal, print).shadow()
+            Rollout(REQUEST, journal, print).shadow()
             place = pins.directory()
             assert [path.name for path in place.iterdir()] == ["link-v1"]
         call("ip", "-n", lost.fw, "link", "del", "v1")
