@@ -56,21 +56,26 @@ def state_directory() -> Path:
 
 def running(directory: Path) -> tuple[int, Stage] | None:
     """The live daemon that keeps its journal there, and its stage; changes nothing."""
-    if not (directory / FILE).exists():
+    try:
+        with Journal(directory, create=False) as journal:
+            pid = journal.daemon()
+            return None if pid is None else (pid, journal.stage)
+    except sqlite3.OperationalError:  # there is none, or it is just being removed
         return None
-    with Journal(directory) as journal:
-        pid = journal.daemon()
-        return None if pid is None else (pid, journal.stage)
 
 
 class Journal:
     """Opened on a directory of its own; a context manager. Other processes may read and confirm."""
 
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def __init__(self, directory: Path, *, create: bool = True) -> None:
+        """Without `create`, sqlite3.OperationalError if there is no journal."""
         self.path = directory / FILE
-        self._db = sqlite3.connect(self.path, timeout=5, isolation_level=None)
-        self._db.executescript(_SCHEMA)
+        if create:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place = f"{self.path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
+        self._db = sqlite3.connect(place, timeout=5, isolation_level=None, uri=True)
+        if create:
+            self._db.executescript(_SCHEMA)
 
     def __enter__(self) -> Journal:
         return self

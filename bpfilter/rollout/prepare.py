@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bpfilter.analysis.describe import describe_counterexample
 from bpfilter.analysis.equivalence import Proof, prove
+from bpfilter.analysis.proven import with_proven_functions
 from bpfilter.compiler.compile import assemble, compile_ruleset
 from bpfilter.compiler.mark import MarkField
 from bpfilter.compiler.plan import ChainPlan, Image, Plan
@@ -118,8 +120,9 @@ def prepare(
         if "filter" not in ruleset.tables:
             continue
         plan = compile_ruleset(ruleset, chains)
-        proofs[family] = [_proven(ruleset, chain, force) for chain in plan.chains.values()]
-        plans[family] = _with_all_functions(plan, proofs[family])
+        proven = {key: _proven(ruleset, chain, force) for key, chain in plan.chains.items()}
+        proofs[family] = list(proven.values())
+        plans[family] = with_proven_functions(plan, proven)
     if not plans:
         raise RolloutError(
             f"iptables-{backend} has no filter table here", hint="load your rules first"
@@ -129,15 +132,6 @@ def prepare(
     for other in all_tables():
         fingerprints.setdefault(other, Fingerprint.of(other.save()))
     return Prepared(backend, tables, fingerprints, plans, proofs, image)
-
-
-def _with_all_functions(plan: Plan, proofs: Sequence[Proof]) -> Plan:
-    """Add the residual functions that sampling missed and the proof found, least travelled."""
-    chains = {
-        key: replace(chain, functions=tuple(dict.fromkeys((*chain.functions, *proof.functions))))
-        for (key, chain), proof in zip(plan.chains.items(), proofs, strict=True)
-    }
-    return replace(plan, chains=chains)
 
 
 def _read(tables: Tables, save: str) -> Ruleset:
@@ -151,10 +145,11 @@ def _read(tables: Tables, save: str) -> Ruleset:
 
 def _proven(ruleset: Ruleset, chain: ChainPlan, force: bool) -> Proof:
     proof = prove(ruleset, chain)
-    if not proof.holds:
+    if proof.counterexample is not None:
+        example = describe_counterexample(proof.counterexample, chain.flat.space)
         raise ProofFailed(
             f"the tables of {ruleset.family} {chain.table}/{chain.chain} are not the ruleset:"
-            f" {proof.counterexample}",
+            f" {example}",
             hint="this is a bug of bpfilter; iptables filters as before, please report it",
         )
     if not proof.complete and not force:
