@@ -22,6 +22,9 @@ FLAGS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32, "ALL": 0x
 REFUSE_REVERSED = ("tcp", "sctp")
 """The others take a reversed range, which never matches (libxt_udp.c, libxt_dccp.c)."""
 
+LOSE_FULL_RANGE = ("tcp", "udp")
+"""`! --sport 0:65535` never matches on legacy; iptables-nft (1.8.9) drops it, so it always does."""
+
 PORT_OPTIONS: Mapping[str, int] = {
     "--sport": 1, "--source-port": 1, "--dport": 1, "--destination-port": 1,
 }  # fmt: skip
@@ -55,13 +58,15 @@ def _term(option: Option, protocol: str, family: Family) -> Term | None:
             raise BadWord("the range is reversed", option.values[0], f"write {last}:{first}")
         source = option.name in ("--sport", "--source-port")
         field = Field.SOURCE_PORT if source else Field.DESTINATION_PORT
+        if option.negated and (first, last) == (0, 65535) and protocol in LOSE_FULL_RANGE:
+            return None
         values = Intervals(((first, last),)) if first <= last else EMPTY
         return intervals_term(field, values, option.negated, family)
     if option.name == "--syn":
         return intervals_term(Field.TCP_FLAGS, masked(0x17, 0x02), option.negated, family)
     if option.name == "--tcp-flags":
         mask, wanted = (flags(word) for word in option.values)
-        if not mask and wanted:
+        if not mask and (wanted or option.negated):
             return None  # never matches on legacy, always on nft (1.8.9)
         return intervals_term(Field.TCP_FLAGS, masked(mask, wanted), option.negated, family)
     if option.name == "--tcp-option" and not number(option.values[0], 255) >= 1:
