@@ -1,4 +1,4 @@
-"""Divergences that the lab and the fuzzer once found, each as the smallest ruleset that shows it."""
+"""What the lab and the fuzzer once found, each as the smallest ruleset that shows it."""
 
 from __future__ import annotations
 
