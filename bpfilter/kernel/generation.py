@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 _HOOKS = ("ipt_do_table", "ip6t_do_table")
@@ -25,11 +24,10 @@ class Generation:
     shows_legacy: bool = True
 
 
-@cache
 def legacy_hooks() -> Mapping[str, int]:
     """Kernel addresses of the legacy tables' hook functions, by name; absent ones are left out.
 
-    They stay where they are until the module is unloaded, so they are read once per process.
+    Read anew for every program: modules come, go, and come back elsewhere.
     """
     found = {}
     with Path("/proc/kallsyms").open() as symbols:

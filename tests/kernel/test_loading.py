@@ -46,6 +46,7 @@ def enumeration(name: str) -> dict[str, int]:
     [
         ("reason", "REASON_", config.Reason),
         ("mode", "MODE_", config.Mode),
+        ("trace_mode", "TRACE_", config.Trace),
         ("outcome", "OUTCOME_", Outcome),
         ("op_kind", "OP_", OpKind),
     ],
