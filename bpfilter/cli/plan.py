@@ -14,9 +14,10 @@ from rich.console import Console
 
 from bpfilter.analysis.equivalence import Proof, prove
 from bpfilter.analysis.fates import fates
+from bpfilter.analysis.proven import with_proven_functions
 from bpfilter.compiler.compile import assemble, compile_ruleset
 from bpfilter.errors import ProofFailed
-from bpfilter.report.document import Document, plan_document
+from bpfilter.report.document import Document, chains_of, plan_document
 from bpfilter.report.text import render_plan
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.live import read_live
@@ -90,9 +91,10 @@ def plan_command(
         sys.stdout.write("\n")
     else:
         render_plan(document, Console(highlight=False), verbose=verbose)
-    if not document["proof"]["holds"]:
+    wrong = [chain["proof"]["counterexample"] for chain in chains_of(document)]
+    if any(wrong):
         raise ProofFailed(
-            "the compiled tables do not equal the ruleset",
+            f"the compiled tables do not equal the ruleset: {'; '.join(filter(None, wrong))}",
             hint="this is a defect of bpfilter: please report it with the ruleset",
         )
 
@@ -105,7 +107,6 @@ def make_document(
     tell("compiling")
     started = time.perf_counter()
     plan = compile_ruleset(source)
-    image = assemble([plan])
     compiled = time.perf_counter() - started
     proofs: dict[tuple[str, str], Proof] = {}
     for key, chain in plan.chains.items():
@@ -113,6 +114,8 @@ def make_document(
         proofs[key] = prove(source, chain, seconds=proof_seconds)
     proved = time.perf_counter() - started - compiled
     tell("judging the rules")
+    plan = with_proven_functions(plan, proofs)
+    image = assemble([plan])
     judged = fates(plan, proofs)
     seconds = {
         "read": read_seconds,

@@ -83,6 +83,9 @@ class _Classifier:
         self._space = space
         self._builder = builder
         self._altered = altered_fields(ruleset, table, chain)
+        if table == "raw" and _changes_tracking(chains):
+            # Behind CT or NOTRACK the packet is UNTRACKED, or has a template's state.
+            self._altered |= {Field.STATE}
         if chain == "OUTPUT":
             # Locally made packets get their type only when they are sent.
             self._altered |= {Field.PACKET_TYPE}
@@ -255,6 +258,10 @@ def _tests_fragments(matches: tuple[Match, ...]) -> bool:
         for terms in match.alternatives or ()
         for term in terms
     )
+
+
+def _changes_tracking(chains: tuple[Chain, ...]) -> bool:
+    return any(rule.target.name in ("CT", "NOTRACK") for chain in chains for rule in chain.rules)
 
 
 def _oversized(chains: tuple[Chain, ...], traits: Mapping[str, ChainTraits]) -> frozenset[str]:

@@ -28,6 +28,8 @@ def nat_treatments(
 
     JUMP and GOTO are inlined as jumps, RETURN leaves its chain, ACCEPT (in the built-in chain
     only) leaves the predicate; all else is CONTINUE. Empty if the ruleset has no such chain.
+    A field that mangle rewrites in between may make the predicate miss a packet: then the dispatch
+    finds the connection translated, and the packet takes the original chain all the same.
     """
     if table not in ruleset.tables or chain not in ruleset.tables[table].chains:
         return {}

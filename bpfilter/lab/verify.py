@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from bpfilter.analysis.equivalence import Proof, prove
+from bpfilter.analysis.proven import with_proven_functions
 from bpfilter.compiler.batch import functions_of
 from bpfilter.compiler.compile import DISPATCHED, assemble, compile_ruleset
 from bpfilter.compiler.mark import MarkField
@@ -35,7 +36,7 @@ from bpfilter.lab.oracle import Observation, Oracle
 from bpfilter.lab.report import ChainReport, Divergence, Report, Tally
 from bpfilter.lab.stimuli import Stimuli, choose_stimuli
 from bpfilter.lab.topology import device_names
-from bpfilter.ruleset.model import Backend, RuleRef, Ruleset, StateEffect
+from bpfilter.ruleset.model import Backend, Rule, RuleRef, Ruleset, StateEffect
 from bpfilter.ruleset.writer import write
 
 MOST_DEVICES = 40
@@ -119,12 +120,9 @@ class _Verification:
 
     def prove(self) -> None:
         """As a rollout does: residual functions that sampling missed come from the proof."""
-        chains = {}
         for key, chain in self.plan.chains.items():
-            proof = self.proofs[key] = prove(self.plan.ruleset, chain, seconds=_PROOF_SECONDS)
-            functions = tuple(dict.fromkeys((*chain.functions, *proof.functions)))
-            chains[key] = replace(chain, functions=functions)
-        self.plan = replace(self.plan, chains=chains)
+            self.proofs[key] = prove(self.plan.ruleset, chain, seconds=_PROOF_SECONDS)
+        self.plan = with_proven_functions(self.plan, self.proofs)
 
     def run(self) -> Report:
         with tempfile.TemporaryDirectory(prefix="bpfilter-lab-") as directory:
@@ -301,9 +299,11 @@ class _Verification:
             return read_local_table()
 
     def compared(self, chain: ChainPlan, first: _Run, second: _Run) -> list[Judgement]:
-        timely = depends_on_time(self.request.ruleset, chain)
+        rules = self.request.ruleset
+        timely = depends_on_time(closure_rules(rules, chain.table, chain.chain))
+        settled = not depends_on_time(rules.rules())
         return [
-            same_in_cutover(one, other, chain.flat, timely)
+            same_in_cutover(one, other, chain.flat, timely, settled)
             for one, other in zip(first.observations, second.observations, strict=True)
         ]
 
@@ -359,13 +359,13 @@ class _Verification:
                 yield Divergence("counters", cause, {}, "", (str(ref),), ())
 
 
-def depends_on_time(ruleset: Ruleset, chain: ChainPlan) -> bool:
-    """Whether some rule in reach keeps state, so that its verdict depends on what came before."""
+def depends_on_time(rules: Iterable[Rule]) -> bool:
+    """Whether some rule keeps state, so that its answer depends on what came before."""
     return any(
         rule.target.effect is not StateEffect.NONE
         or any(match.effect is not StateEffect.NONE for match in rule.matches)
         or any(match.name in _CLOCKED for match in rule.matches)
-        for rule in closure_rules(ruleset, chain.table, chain.chain)
+        for rule in rules
     )
 
 

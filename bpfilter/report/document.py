@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bpfilter.analysis.describe import describe_counterexample
 from bpfilter.analysis.equivalence import Proof
 from bpfilter.analysis.fates import Fate, FateKind
 from bpfilter.compiler.ir import FlatChain, Function, Walk
@@ -99,7 +100,7 @@ def _chain(plan: Plan, image: Image, chain: ChainPlan, proof: Proof | None) -> D
             {"code": codes.get(function), **function_document(chain.flat, function)}
             for function in chain.functions
         ],
-        "proof": None if proof is None else _one_proof(proof),
+        "proof": None if proof is None else _one_proof(proof, chain.flat),
     }
 
 
@@ -135,8 +136,10 @@ def _proof(proofs: Mapping[tuple[str, str], Proof]) -> Document:
     }
 
 
-def _one_proof(proof: Proof) -> Document:
+def _one_proof(proof: Proof, flat: FlatChain) -> Document:
+    example = proof.counterexample
     return {
+        "counterexample": example and describe_counterexample(example, flat.space),
         "complete": proof.complete,
         "holds": proof.holds,
         "covered": proof.covered,

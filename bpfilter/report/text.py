@@ -104,9 +104,6 @@ def _rules(rules: list[Document], title: str) -> Table:
     for rule in rules:
         name = f"{rule['table']} {rule['chain']} {rule['number']}"
         reason = rule["reason"]
-        if rule.get("shadowed_by"):
-            names = ", ".join(f"{r['chain']} {r['number']}" for r in rule["shadowed_by"][:4])
-            reason = f"{reason} (shadowed by {names})" if reason else f"shadowed by {names}"
         text = Text(rule["text"])
         if reason:
             text.append(f"\n→ {reason}", style="dim")

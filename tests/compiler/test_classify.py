@@ -246,3 +246,15 @@ def test_nat_is_asked_only_for_packets_that_begin_a_connection() -> None:
     first = flat(text).entries[0]
     assert first.kind is OpKind.PUNT
     assert first.states == State.NEW | State.RELATED
+
+
+def test_state_in_raw_behind_notrack_is_dynamic() -> None:
+    text = """\
+        *raw
+        :PREROUTING ACCEPT [0:0]
+        -A PREROUTING -p udp -j CT --notrack
+        -A PREROUTING -m conntrack --ctstate UNTRACKED -j DROP
+        COMMIT
+        """
+    rule = classified(text, "raw", "PREROUTING").treatments[RuleRef("raw", "PREROUTING", 2)]
+    assert rule.action is Action.ITEM
