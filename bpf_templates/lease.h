@@ -12,7 +12,7 @@
 
 #define LONGEST_LEASE 60000000000ull
 #define NF_LOCAL_IN   1
-#define HOOK_ENTRIES  8 /* of LOCAL_IN that are looked at */
+#define HOOK_ENTRIES  32 /* of LOCAL_IN that are looked at */
 
 /* A value further ahead than the longest lease is a mistake (another time namespace): over. */
 static __always_inline int lease_over(const struct runtime *run)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-_HOOKS = ("ipt_do_table", "ip6t_do_table")
+_HOOK = re.compile(rb"^([0-9a-f]+) \w (ip6?t_do_table)\b", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,6 @@ def legacy_hooks() -> Mapping[str, int]:
 
     Read anew for every program: modules come, go, and come back elsewhere.
     """
-    found = {}
-    with Path("/proc/kallsyms").open() as symbols:
-        for line in symbols:
-            address, _, name = line.split(maxsplit=3)[:3]
-            if name in _HOOKS and int(address, 16):
-                found[name] = int(address, 16)
-    return found
+    symbols = Path("/proc/kallsyms").read_bytes()
+    found = {match[2].decode(): int(match[1], 16) for match in _HOOK.finditer(symbols)}
+    return {name: address for name, address in found.items() if address}
