@@ -30,7 +30,7 @@ from bpfilter.rollout.prepare import Prepared
 from bpfilter.rollout.shadow import ShadowReport, judged
 from bpfilter.rollout.stages import Request, Rollout
 from bpfilter.rollout.tables import Tables
-from bpfilter.rollout.teardown import remains
+from bpfilter.rollout.teardown import remains, teardown
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_text
@@ -286,6 +286,8 @@ class Tour:
         expected: Mapping[tuple[str, str], bool],
     ) -> None:
         with self._step("Rolled back and torn down"):
+            for line in teardown():
+                self._event(f"removed {line}")
             left = remains()
             if left:
                 raise LabError(f"left behind: {', '.join(left)}")
