@@ -93,19 +93,23 @@ def missing_cause(observation: Observation, flat: FlatChain) -> str:
 
 
 def same_in_cutover(
-    first: Observation, second: Observation, flat: FlatChain, timely: bool
+    first: Observation, second: Observation, flat: FlatChain, timely: bool, settled: bool = False
 ) -> Judgement:
     """Compare a packet's fate under the original rules with its fate after cutover.
 
     `timely`: the chain has rules whose answer depends on what passed before and when; packets that
-    such rules may judge either way are comparable only to what their walk allows.
+    such rules may judge either way are comparable only to what their walk allows. `settled`: no
+    rule of any table has such answers, so each packet must come as it came before.
     """
+    differs = Agreement.MISMATCH if settled else Agreement.NOT_COMPARABLE
     if first.before == 0 and second.before == 0:
         return Judgement(Agreement.NOT_COMPARABLE, missing_cause(first, flat))
     if first.before != second.before:
-        return Judgement(Agreement.NOT_COMPARABLE, "came to the filter chain in one run only")
-    if first.state is None or first.state is not second.state:
-        return Judgement(Agreement.NOT_COMPARABLE, "another connection state in the second run")
+        return Judgement(differs, "came to the filter chain in one run only")
+    if first.states != second.states:
+        return Judgement(differs, "another connection state in the second run")
+    if first.state is None:
+        return Judgement(Agreement.NOT_COMPARABLE, "seen more than once by the filter chain")
     program = second.program
     function = None if program is None else program.function
     walk = None if function is None else function.by_state()[first.state]

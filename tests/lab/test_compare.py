@@ -124,10 +124,12 @@ def test_cutover_must_not_leave_a_mark_behind() -> None:
     assert same_in_cutover(before, marked, FLAT, timely=False).agreement is Agreement.MISMATCH
 
 
-def test_another_state_in_the_second_run_is_not_comparable() -> None:
+def test_another_state_in_the_second_run_must_come_from_a_rule_that_keeps_state() -> None:
     before = observation(TCP, State.NEW, "DROP")
-    after = observation(TCP, State.ESTABLISHED, "ACCEPT")
-    assert same_in_cutover(before, after, FLAT, timely=False).agreement is Agreement.NOT_COMPARABLE
+    for after in (observation(TCP, State.ESTABLISHED, "ACCEPT"), replace(before, before=0)):
+        for settled, expected in ((False, Agreement.NOT_COMPARABLE), (True, Agreement.MISMATCH)):
+            found = same_in_cutover(before, after, FLAT, timely=False, settled=settled)
+            assert found.agreement is expected
 
 
 def test_counters_are_bounded_by_what_is_certain_and_what_may_be() -> None:
