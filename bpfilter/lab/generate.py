@@ -75,6 +75,8 @@ class _Generator:
             change = "ttl-set" if self.four else "hl-set"
             target = f"-j {'TTL' if self.four else 'HL'} --{change} 33"
             lines += self.other_table("mangle", "INPUT", (target, "-j TOS --set-tos 0x10/0x3f"))
+        if self.chance(0.2):
+            lines += self.nat()
         lines.append("*filter")
         for chain in ("INPUT", "FORWARD"):
             lines.append(f":{chain} {self.one(('ACCEPT', 'DROP'))} [0:0]")
@@ -87,6 +89,19 @@ class _Generator:
             for _ in range(self.random.randint(0, self.shape.chain_rules)):
                 lines.append(self.rule(name, users[index + 1 :]))
         return "\n".join([*lines, "COMMIT", ""])
+
+    def nat(self) -> list[str]:
+        """Translations before the filter table, and rules that keep packets from them."""
+        inside = "10.1.2.3" if self.four else "2001:db8::7"
+        targets = [f"-j DNAT --to-destination {inside}", "-j ACCEPT", "-j RETURN", "-j REDIRECT"]
+        rules = [
+            f"-A PREROUTING {self.header('PREROUTING')} {self.one(targets)}"
+            for _ in range(self.random.randint(1, 3))
+        ]
+        if self.chance(0.3):
+            rules.append("-A POSTROUTING -o eth0 -j MASQUERADE")
+        chains = [":PREROUTING ACCEPT [0:0]", ":POSTROUTING ACCEPT [0:0]"]
+        return ["*nat", *chains, *rules, "COMMIT"]
 
     def other_table(self, table: str, chain: str, targets: Sequence[str]) -> list[str]:
         rules = [

@@ -125,13 +125,7 @@ class Topology:
         self._batch(self.peer, [f"link set p{number} up" for number in range(len(names) + 1)])
 
     def _route(self, names: Sequence[str]) -> None:
-        # A way back by every device: rpfilter asks for one by the device that a packet came from.
         for family in Family:
-            out = [EXIT, *names]
-            if family is Family.IPV4:
-                back = ["default" + "".join(f" nexthop dev {name}" for name in out)]
-            else:
-                back = [f"default dev {name} metric {number}" for number, name in enumerate(out, 1)]
             self._batch(
                 self.firewall,
                 [
@@ -139,7 +133,7 @@ class Topology:
                     "rule del pref 0",
                     f"rule add pref 10 iif {LOOPBACK} lookup {_TABLE_OWN}",
                     *(f"rule add pref 20 iif {name} lookup {_TABLE_IN}" for name in names),
-                    *(f"route add table {_TABLE_OWN} {route}" for route in back),
+                    *(f"route add {route}" for route in _routes(family, names)),
                 ],
                 _VERSION[family],
             )
@@ -208,6 +202,19 @@ class Topology:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _routes(family: Family, names: Sequence[str]) -> list[str]:
+    """A way back by every device, for rpfilter asks for one by the device that a packet came from.
+
+    IPv6 looks link-local destinations up by that device too.
+    """
+    out = [EXIT, *names]
+    if family is Family.IPV4:
+        return [f"table {_TABLE_OWN} default" + "".join(f" nexthop dev {name}" for name in out)]
+    back = [f"default dev {n} metric {m} table {_TABLE_OWN}" for m, n in enumerate(out, 1)]
+    near = [f"local fe80::/10 dev {n} metric {m} table {_TABLE_IN}" for m, n in enumerate(names, 1)]
+    return back + near
 
 
 def _mac(number: int) -> bytes:

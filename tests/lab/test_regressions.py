@@ -83,3 +83,15 @@ def test_rules_for_icmp_errors_behind_the_accepting_state_rule_are_reached(
     report = verified(rules, backend)
     assert report.holds, report.divergences
     assert report.chains[0].hit == report.chains[0].rules
+
+
+@BOTH
+def test_link_local_destinations_reach_input(backend: Backend) -> None:
+    """IPv6 looks them up by the device that they came in by."""
+    rules = (
+        "-A INPUT -d fe80::/10 -p udp -m udp --dport 546 -j ACCEPT\n"
+        "-A INPUT -d fe80::/64 -i eth0 -j ACCEPT\n"
+    )
+    report = verified(rules, backend, Family.IPV6)
+    assert report.holds, report.divergences
+    assert report.chains[0].hit == 2
