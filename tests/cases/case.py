@@ -112,8 +112,11 @@ class Case(Net):
 
     def emit(self, packet: Packet, *, destination: str | None = None) -> None:
         """Put an IP packet on the peer's wire."""
-        frame = Ether(src=self.peer_mac, dst=destination or self.mac) / packet
-        self._wire.send(bytes(frame))
+        self.send(bytes(Ether(src=self.peer_mac, dst=destination or self.mac) / packet))
+
+    def send(self, frame: bytes) -> None:
+        """Put a frame on the peer's wire."""
+        self._wire.send(frame)
 
     @contextmanager
     def capture(self) -> Iterator[Callable[[], list[Packet]]]:
