@@ -23,6 +23,9 @@ from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
 
 _COUNT = itertools.count()
+_ALL = 3  # ETH_P_ALL
+_BEHIND_TAP = 0.01
+"""Seconds in which a packet gets from the tap, which sees it first, to the filter hook."""
 FW4, PEER4 = "10.99.1.1", "10.99.1.2"
 FW6, PEER6 = "fd99::1", "fd99::2"
 
@@ -97,16 +100,43 @@ class Net:
     def send(self, port: int, count: int = 1, family: Family = Family.IPV4) -> None:
         """UDP datagrams from the peer to a port of the firewall, each from a port of its own."""
         address = FW4 if family is Family.IPV4 else FW6
-        for _ in range(count):
-            with self.udp(self.peer, family) as sock:
-                sock.sendto(b"x", (address, port))
+        with self.arriving(port, count):
+            for _ in range(count):
+                with self.udp(self.peer, family) as sock:
+                    sock.sendto(b"x", (address, port))
+
+    @contextmanager
+    def arriving(self, port: int, count: int = 1) -> Iterator[None]:
+        """Wait at the end until so many UDP packets to a port went through the firewall's v1.
+
+        On a busy machine packets wait in the backlog after `sendto` has returned.
+        """
+        with entered(self.fw):
+            tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL))
+        with tap:
+            tap.bind(("v1", _ALL))
+            tap.settimeout(5)
+            yield
+            while count:
+                frame, (_, _, kind, *_) = tap.recvfrom(200)
+                count -= kind == socket.PACKET_HOST and _udp_port(frame) == port
+            time.sleep(_BEHIND_TAP)
 
     def frame(self, packet: bytes) -> None:
-        """An IPv4 packet from the peer, whatever it holds."""
+        """An IPv4 packet from the peer to a UDP port, whatever else it holds."""
         with entered(self.peer):
             raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
-        with raw:
+        with raw, self.arriving(int.from_bytes(packet[22:24], "big")):
             raw.sendto(packet, (FW4, 0))
+
+
+def _udp_port(frame: bytes) -> int | None:
+    """The destination port of an Ethernet frame with UDP."""
+    if frame[12:14] == b"\x08\x00" and frame[23] == socket.IPPROTO_UDP:
+        return int.from_bytes(frame[36:38], "big")
+    if frame[12:14] == b"\x86\xdd" and frame[20] == socket.IPPROTO_UDP:
+        return int.from_bytes(frame[56:58], "big")
+    return None
 
 
 class Iptables:

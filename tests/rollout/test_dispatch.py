@@ -238,7 +238,7 @@ def test_jumps_run_our_copies_of_user_chains(net: Net, backend: Backend) -> None
     tables = net.iptables(backend)
     install(tables, COPIED, made, [4000, 4001])
     for port in (8000, 8001, 7000, 7001, 8002):
-        with net.udp(net.peer, port=port) as sock:
+        with net.udp(net.peer, port=port) as sock, net.arriving(4001):
             sock.sendto(b"x", (FW4, 4001))
     assert passed(tables, 4001) == 3
     assert tables.packets("^-A (INPUT|first|second) .*-j (first|second|ACCEPT|DROP)") == 0
@@ -274,7 +274,7 @@ def test_forward_does_not_obey_input_codes_and_sees_no_mark(net: Net, backend: B
     call("ip", "netns", "exec", net.fw, "sysctl", "-qw", "net.ipv4.ip_forward=1")
     call("ip", "-n", net.peer, "route", "add", "10.99.2.0/24", "via", FW4)
     call("ip", "-n", net.fw, "route", "add", "10.99.2.0/24", "via", PEER4)
-    with net.udp(net.peer) as sock:
+    with net.udp(net.peer) as sock, net.arriving(4001, 4):
         for _ in range(4):
             sock.sendto(b"x", ("10.99.2.9", 4001))
     assert tables.packets("--comment fwd") >= 4

@@ -271,7 +271,7 @@ def test_a_new_local_address_is_decided_too_after_the_next_check(
         seen = []
         for _ in range(2):
             before = tables.packets(ORIGINAL)
-            with net.udp(net.peer) as sock:
+            with net.udp(net.peer) as sock, net.arriving(4001):
                 sock.sendto(b"x", ("10.99.7.7", 4001))
             seen.append(tables.packets(ORIGINAL) - before)
             assert rollout.tick() is None
