@@ -138,6 +138,15 @@ def test_a_tagged_frame_is_not_the_interfaces_own() -> None:
     assert compare(rules(PORT), scenario) == 1
 
 
+def test_a_frame_for_another_host_is_nobodys() -> None:
+    def scenario(case: Case) -> int:
+        plain = IP4 / UDP(sport=1000, dport=5000)
+        case.emit(plain, destination="02:00:00:00:00:99")
+        return case.passing(plain)
+
+    assert compare(rules(PORT), scenario) == 1
+
+
 def test_looped_multicast_without_a_link_header_takes_the_original_rules() -> None:
     def scenario(case: Case) -> list[bool]:
         return [_loops(case, port) for port in (5000, 5001)]
