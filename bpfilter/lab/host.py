@@ -54,15 +54,19 @@ class LabHost:
         """Feed iptables-restore; LabError with its words if it refuses."""
         self.topology.firewall.run(tool(self.family, self.backend, "restore"), options, text)
 
-    def counters(self) -> Mapping[RuleRef, int]:
-        """Packets counted by every rule of the filter table, as the kernel has them now."""
+    def saved(self) -> Ruleset:
+        """The filter table with its counters, as the kernel has it now."""
         save = tool(self.family, self.backend, "save")
         text = self.topology.firewall.run(save, ["-c", "-t", "filter"])
         saved = read_text(text, source=save, family=self.family, lenient=True)
-        found = {r.ref: r.counters.packets for r in saved.rules() if r.counters is not None}
-        if not found and any(True for _ in saved.rules()):
+        rules = list(saved.rules())
+        if rules and all(rule.counters is None for rule in rules):
             raise LabError(f"{save} printed no counters", hint="it must know option -c")
-        return found
+        return saved
+
+    def counters(self) -> Mapping[RuleRef, int]:
+        """Packets counted by every rule of the filter table, as the kernel has them now."""
+        return packets_by_rule(self.saved())
 
     def join(self, stimuli: Iterable[Stimulus], names: Mapping[int, str]) -> None:
         """Listen to the IPv4 multicast groups that the packets are for."""
@@ -86,3 +90,8 @@ class LabHost:
         trace: TracebackType | None,
     ) -> None:
         self.topology.close()
+
+
+def packets_by_rule(saved: Ruleset) -> Mapping[RuleRef, int]:
+    """Packets counted by every rule."""
+    return {r.ref: r.counters.packets for r in saved.rules() if r.counters is not None}

@@ -26,11 +26,12 @@ from bpfilter.compiler.plan import ChainPlan, Image, Plan
 from bpfilter.compiler.scope import closure_rules
 from bpfilter.errors import LabError
 from bpfilter.kernel.addresses import LocalRoute, read_local_table
+from bpfilter.lab import effects
 from bpfilter.lab.addresses import asks_for_types, typed, wanted_addresses
 from bpfilter.lab.compare import Agreement, Judgement, final_counts, judge, same_in_cutover
 from bpfilter.lab.conversation import Stimulus
 from bpfilter.lab.explain import explain
-from bpfilter.lab.host import LabHost
+from bpfilter.lab.host import LabHost, packets_by_rule
 from bpfilter.lab.missed import missed_rules
 from bpfilter.lab.oracle import Observation, Oracle
 from bpfilter.lab.report import ChainReport, Divergence, Report, Tally
@@ -91,6 +92,7 @@ class _Run:
 
     observations: list[Observation]
     moved: Mapping[RuleRef, int]
+    acted: Mapping[effects.Words, int]
 
 
 class _Verification:
@@ -217,12 +219,14 @@ class _Verification:
         classes = self.classes(chain)
         chosen = self.stimuli[chain.table, chain.chain].chosen
         host.join(chosen, classes)
-        before = host.counters()
+        before = host.saved()
         with oracle.classifying(image, chain.chain, addresses, mark) as classifier:
             observations = oracle.observe(classifier, chain.chain, chosen, classes, classes)
-        after = host.counters()
-        moved = {ref: count - before.get(ref, 0) for ref, count in after.items()}
-        return _Run(observations, moved)
+        after = host.saved()
+        earlier = packets_by_rule(before)
+        counted = {ref: n - earlier.get(ref, 0) for ref, n in packets_by_rule(after).items()}
+        acted = effects.moved(effects.packets_by_words(before), effects.packets_by_words(after))
+        return _Run(observations, counted, acted)
 
     def judgements(self, chain: ChainPlan, run: _Run) -> list[Judgement]:
         packets = [observation.stimulus.packet for observation in run.observations]
@@ -315,6 +319,10 @@ class _Verification:
         for observation, judgement in judged:
             if judgement.agreement is Agreement.MISMATCH and len(found) < _SHOWN:
                 found.append(explain("cutover", judgement.cause, observation, chain, ()))
+        if not depends_on_time(self.request.ruleset.rules()):
+            for words, count, then in effects.differences(first.acted, second.acted):
+                cause = f"{' '.join(words)}: {count} packets before, {then} after cutover"
+                found.append(Divergence("cutover", cause, {}, "", (), ()))
         return found
 
     def chain_report(
