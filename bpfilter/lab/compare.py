@@ -15,6 +15,7 @@ from bpfilter.compiler.ir import FlatChain, Function, OpKind, Verdict, Walk
 from bpfilter.kernel.config import Reason
 from bpfilter.lab.addresses import unroutable
 from bpfilter.lab.oracle import Observation
+from bpfilter.lab.packets import decidable
 from bpfilter.ruleset.model import RuleRef
 
 
@@ -49,6 +50,9 @@ def judge(observation: Observation, flat: FlatChain, reference: Function) -> Jud
         return Judgement(Agreement.NOT_COMPARABLE, "seen more than once by the filter chain")
     if program is None:
         return Judgement(Agreement.MISMATCH, "the program did not see the packet")
+    shape = observation.stimulus.shape
+    if program.code and not decidable(shape, flat.family):
+        return Judgement(Agreement.MISMATCH, f"the program decided a packet with {shape}")
     function = program.function
     if function is None or program.code == 0:
         return Judgement(Agreement.PUNTED, punt_cause(program.reason))

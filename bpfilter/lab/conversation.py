@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from bpfilter.compiler.walk import Packet
 from bpfilter.lab.conntrack import Connection, Tuple
-from bpfilter.lab.packets import addresses, ip_header
+from bpfilter.lab.packets import Shape, addresses, ip_header
 from bpfilter.ruleset.fields import Family, Field, State
 
 UNTRACKED_NUMBERS = (0xC000, 0xFFFF)
@@ -37,6 +37,7 @@ class Stimulus:
     number: int
     packet: Packet
     wanted: State
+    shape: Shape = Shape.PLAIN
 
 
 @dataclass(frozen=True, slots=True)

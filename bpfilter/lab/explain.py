@@ -74,5 +74,7 @@ def explain(
     packet = observation.stimulus.packet
     state = observation.state
     path = () if state is None else program_path(chain.flat, packet, state)
+    shape = observation.stimulus.shape
+    fields = {**describe(packet, chain.flat), "shape": str(shape)}
     name = "" if state is None else state.name or ""
-    return Divergence(run, cause, describe(packet, chain.flat), name, path, kernel_path)
+    return Divergence(run, cause, fields, name, path, kernel_path)

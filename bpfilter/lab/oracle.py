@@ -171,6 +171,7 @@ class Oracle:
                 forwarded=forwarded,
                 corrupt=how.corrupt,
                 quoted=how.quoted,
+                shape=stimulus.shape,
             )
             try:
                 self._wires[name].send(frame)

@@ -10,6 +10,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 
 from bpfilter.compiler.walk import Packet
 from bpfilter.ruleset.fields import Family, Field
@@ -26,12 +27,38 @@ _BROADCAST, _MULTICAST, _OTHERHOST = (
 _TCP, _UDP, _DCCP, _SCTP, _UDPLITE = 6, 17, 33, 132, 136
 
 
-def can_encode(packet: Packet, family: Family, *, forwarded: bool = False) -> bool:
+class Shape(StrEnum):
+    """What a frame has besides the packet's fields."""
+
+    PLAIN = "plain"
+    PADDED = "padded"  # bytes behind the packet's end, as short Ethernet frames have them
+    OPTIONS = "options"  # IPv4 options; an IPv6 destination options header
+    FRAGMENT = "fragment"  # more fragments follow
+
+
+_EXTRA = {
+    (Family.IPV4, Shape.OPTIONS): 4,
+    (Family.IPV6, Shape.OPTIONS): 8,
+    (Family.IPV6, Shape.FRAGMENT): 8,
+}
+_OPTIONS4 = bytes((1, 1, 1, 0))  # three no-operations, end of list
+_PADDING6 = bytes((0, 1, 4, 0, 0, 0, 0))  # PadN over six bytes
+_FRAGMENT6 = bytes((0, 0, 1, 0, 0, 0, 7))  # offset 0, more follow
+
+
+def decidable(shape: Shape, family: Family) -> bool:
+    """Whether the program may decide packets of this shape; others it always punts."""
+    return shape is not Shape.FRAGMENT and (shape is not Shape.OPTIONS or family is Family.IPV6)
+
+
+def can_encode(
+    packet: Packet, family: Family, *, forwarded: bool = False, shape: Shape = Shape.PLAIN
+) -> bool:
     """Whether a frame can carry these values; `forwarded`: TTL is as after the decrement."""
     length = packet[Field.LENGTH]
     wire_ttl = packet[Field.TTL] + forwarded
     return (
-        IP_BYTES[family] <= length <= LONGEST
+        IP_BYTES[family] + _EXTRA.get((family, shape), 0) <= length <= LONGEST
         and wire_ttl <= 255
         and not packet[Field.FRAGMENT]
         and packet[Field.PACKET_TYPE] <= 3
@@ -47,24 +74,51 @@ def encode(
     forwarded: bool = False,
     corrupt: bool = False,
     quoted: bytes = b"",
+    shape: Shape = Shape.PLAIN,
 ) -> bytes:
     """The frame of a packet for the device with this address.
 
     `number` goes into the IPv4 ID or the flow label's low 16 bits. `forwarded`: the wire's TTL is
     one more than the hook's. `corrupt`: with a wrong transport checksum. `quoted`: what an ICMP
-    error quotes.
+    error quotes. `shape`: LENGTH counts the options, but not padding.
     """
     wire_ttl = packet[Field.TTL] + forwarded
     source, destination = addresses(packet, family)
-    room = packet[Field.LENGTH] - IP_BYTES[family]
+    room = packet[Field.LENGTH] - IP_BYTES[family] - _EXTRA.get((family, shape), 0)
     protocol = packet[Field.PROTOCOL]
     pseudo = _pseudo_header(family, source, destination, protocol, room)
     body = _transport(packet, family, number, room, pseudo, corrupt, quoted)
     ethernet = _destination(packet, mac) + packet[Field.MAC_SOURCE].to_bytes(6, "big")
-    header = ip_header(
-        family, source, destination, protocol, room, number, wire_ttl, packet[Field.TOS]
+    header = _header(
+        family, source, destination, protocol, room, number, wire_ttl, packet[Field.TOS], shape
     )
-    return ethernet + _ETHERTYPE[family] + header + body
+    padding = b"\xff" * 9 if shape is Shape.PADDED else b""
+    return ethernet + _ETHERTYPE[family] + header + body + padding
+
+
+def _header(
+    family: Family,
+    source: bytes,
+    destination: bytes,
+    protocol: int,
+    room: int,
+    number: int,
+    ttl: int,
+    tos: int,
+    shape: Shape,
+) -> bytes:
+    """The IP header with what the shape adds to it."""
+    if family is Family.IPV6 and shape in (Shape.OPTIONS, Shape.FRAGMENT):
+        options = shape is Shape.OPTIONS
+        extension = bytes((protocol,)) + (_PADDING6 if options else _FRAGMENT6)
+        outer = 60 if options else 44
+        header = ip_header(
+            family, source, destination, outer, room + len(extension), number, ttl, tos
+        )
+        return header + extension
+    options4 = _OPTIONS4 if shape is Shape.OPTIONS else b""
+    more = 0x2000 if shape is Shape.FRAGMENT else 0
+    return ip_header(family, source, destination, protocol, room, number, ttl, tos, options4, more)
 
 
 def addresses(packet: Packet, family: Family) -> tuple[bytes, bytes]:
@@ -85,13 +139,16 @@ def ip_header(
     number: int = 0,
     ttl: int = 64,
     tos: int = 0,
+    options: bytes = b"",
+    fragment: int = 0,
 ) -> bytes:
-    """An IP header without options; `room` is what follows it."""
+    """An IP header; `room` is what follows it. `options`, `fragment` (16 bits): IPv4 only."""
     if family is Family.IPV6:
         first = 6 << 28 | tos << 20 | number
         return struct.pack("!IHBB", first, room, protocol, ttl) + source + destination
-    fields = (0x45, tos, room + 20, number, 0, ttl, protocol)
-    rest = source + destination
+    size = 20 + len(options)
+    fields = (0x40 | size // 4, tos, room + size, number, fragment, ttl, protocol)
+    rest = source + destination + options
     check = checksum(struct.pack("!BBHHHBBH", *fields, 0) + rest)
     return struct.pack("!BBHHHBBH", *fields, check) + rest
 

@@ -20,12 +20,13 @@ from bpfilter.compiler.sample import PORT_PROTOCOLS, sample_packets
 from bpfilter.compiler.walk import Packet
 from bpfilter.lab.addresses import unroutable
 from bpfilter.lab.conversation import TRACKED_NUMBERS, UNTRACKED_NUMBERS, Stimulus, likely_state
-from bpfilter.lab.packets import can_encode
+from bpfilter.lab.packets import Shape, can_encode
 from bpfilter.ruleset.fields import STATES, Field, State
 
 _ACK, _TCP = 0x10, 6
 _MOST_REACHING = 6000
 _LOST_SHARE = 0.05
+_ODD_SHARE = 0.12
 _ATTEMPTS = 4
 _WEIGHTS = {
     State.NEW: 10,
@@ -34,6 +35,9 @@ _WEIGHTS = {
     State.INVALID: 2,
     State.UNTRACKED: 3,
 }
+
+
+Chosen = tuple[Packet, State, Shape]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,8 @@ def choose_stimuli(
         for packet in sample_packets(chain.flat, rng, 2 * missing):
             wanted = chooser.routable(packet) or chooser.rarely() or attempt == _ATTEMPTS - 1
             if len(chooser.chosen) < target and wanted:
-                chooser.add(packet, chooser.random.choices(states, weights)[0])
+                state = chooser.random.choices(states, weights)[0]
+                chooser.add(packet, state, chooser.shape())
         if len(chooser.chosen) >= target:
             break
     return Stimuli(tuple(_numbered(chooser.chosen, untracked)), chooser.unsendable)
@@ -88,13 +93,13 @@ def _wishes(tables: ChainTables, packets: Sequence[Packet]) -> Iterator[tuple[Pa
                 yield packet, likely_state(packet, State(mask), tables.flat.family)
 
 
-def _numbered(chosen: Sequence[tuple[Packet, State]], untracked: bool) -> Iterator[Stimulus]:
+def _numbered(chosen: Sequence[Chosen], untracked: bool) -> Iterator[Stimulus]:
     tracked = iter(range(TRACKED_NUMBERS[0], TRACKED_NUMBERS[1] + 1))
     exempt = iter(range(UNTRACKED_NUMBERS[0], UNTRACKED_NUMBERS[1] + 1))
-    for packet, state in chosen:
+    for packet, state, shape in chosen:
         number = next(exempt if untracked and state is State.UNTRACKED else tracked, None)
         if number is not None:
-            yield Stimulus(number, packet, state)
+            yield Stimulus(number, packet, state, shape)
 
 
 class _Chooser:
@@ -108,7 +113,7 @@ class _Chooser:
         out_classes: Sequence[int],
     ) -> None:
         self.random = source
-        self.chosen: list[tuple[Packet, State]] = []
+        self.chosen: list[Chosen] = []
         self.unsendable: dict[str, int] = {}
         self._flat = chain.flat
         self._forwarded = chain.chain == "FORWARD"
@@ -121,11 +126,15 @@ class _Chooser:
         """Whether the kernel would bring the packet to the chain."""
         return unroutable(packet, self._flat.family, forwarded=self._forwarded) is None
 
+    def shape(self) -> Shape:
+        """Mostly plain."""
+        return self.random.choice(list(Shape)) if self.random.random() < _ODD_SHARE else Shape.PLAIN
+
     def rarely(self) -> bool:
         """Packets that are lost on the way are sent now and then all the same."""
         return self.random.random() < _LOST_SHARE
 
-    def add(self, packet: Packet, state: State) -> None:
+    def add(self, packet: Packet, state: State, shape: Shape = Shape.PLAIN) -> None:
         """Take the packet if a frame can carry it."""
         changed = dict(packet)
         for field, classes in self._classes.items():
@@ -144,8 +153,8 @@ class _Chooser:
             and state is State.ESTABLISHED
         ):
             changed[Field.TCP_FLAGS] = _ACK
-        if can_encode(changed, self._flat.family, forwarded=self._forwarded):
-            self.chosen.append((changed, state))
+        if can_encode(changed, self._flat.family, forwarded=self._forwarded, shape=shape):
+            self.chosen.append((changed, state, shape))
         else:
             self._refuse("no frame can carry the packet's length or TTL")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,36 @@ def test_the_thread_comes_back_after_an_error(tmp_path: Path) -> None:
         with pytest.raises(KeyError), namespace.inside():
             raise KeyError
         assert here() == outside
+
+
+@pytest.mark.kernel
+def test_a_killed_process_leaves_no_namespace(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from bpfilter.lab.topology import Topology\n"
+        f"lab = Topology(['eth0'], Path({str(tmp_path / 'lock')!r}))\n"
+        "with lab.firewall.inside(): print(Path('/proc/thread-self/ns/net').stat().st_ino)\n"
+        "sys.stdout.flush(); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        namespace = child.stdout.readline().strip()
+        assert namespace in namespaces()
+        child.send_signal(signal.SIGKILL)
+        child.wait(timeout=10)
+    assert namespace not in namespaces()
+
+
+def namespaces() -> set[str]:
+    """Network namespaces that some process or descriptor holds, as lsns(8) finds them."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            target = str(entry.readlink())
+        except OSError:
+            continue
+        if target.startswith("net:["):
+            found.add(target.removeprefix("net:[").removesuffix("]"))
+    return found
 
 
 @pytest.mark.kernel

@@ -6,12 +6,12 @@ import random
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 from scapy.layers.sctp import SCTP
 
 from bpfilter.compiler.layout import AXES
-from bpfilter.lab.packets import can_encode, crc32c, decode, encode
+from bpfilter.lab.packets import Shape, can_encode, crc32c, decidable, decode, encode
 from bpfilter.ruleset.fields import Family, Field
 
 MAC = bytes.fromhex("02bf00000007")
@@ -119,3 +119,42 @@ def test_a_packet_shorter_than_its_header_cannot_be_encoded():
 def test_a_frame_that_is_not_ip_is_refused():
     with pytest.raises(ValueError, match="neither"):
         decode(bytes(60))
+
+
+def test_options_and_fragments_are_what_scapy_takes_them_for():
+    fields = packet(Family.IPV4, 6, SOURCE_PORT=5, DESTINATION_PORT=6)
+    options = Ether(encode(fields, Family.IPV4, 1, MAC, shape=Shape.OPTIONS))
+    assert (options[IP].ihl, options[IP].len, options[TCP].dport) == (6, 100, 6)
+    given = options[IP].chksum
+    del options[IP].chksum
+    assert Ether(bytes(options))[IP].chksum == given
+    fragment = Ether(encode(fields, Family.IPV4, 1, MAC, shape=Shape.FRAGMENT))
+    assert (int(fragment[IP].flags), fragment[IP].frag) == (1, 0)
+
+
+def test_ipv6_options_and_fragments_are_extension_headers():
+    fields = packet(Family.IPV6, 17, SOURCE_PORT=5, DESTINATION_PORT=6)
+    options = Ether(encode(fields, Family.IPV6, 1, MAC, shape=Shape.OPTIONS))
+    assert options[IPv6].plen == 60
+    assert options[IPv6ExtHdrDestOpt].nh == 17
+    assert options[UDP].dport == 6
+    given = options[UDP].chksum
+    del options[UDP].chksum
+    assert Ether(bytes(options))[UDP].chksum == given
+    fragment = Ether(encode(fields, Family.IPV6, 1, MAC, shape=Shape.FRAGMENT))
+    assert (fragment[IPv6ExtHdrFragment].m, fragment[IPv6ExtHdrFragment].offset) == (1, 0)
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_padding_lies_behind_the_packet(family):
+    fields = packet(family, 17, SOURCE_PORT=5, DESTINATION_PORT=6)
+    plain, padded = (encode(fields, family, 1, MAC, shape=s) for s in (Shape.PLAIN, Shape.PADDED))
+    assert padded.startswith(plain)
+    assert len(padded) > len(plain)
+    assert decode(padded) == decode(plain)
+
+
+def test_ipv4_options_and_fragments_are_never_decided():
+    assert not decidable(Shape.OPTIONS, Family.IPV4)
+    assert decidable(Shape.OPTIONS, Family.IPV6)
+    assert not any(decidable(Shape.FRAGMENT, family) for family in Family)
