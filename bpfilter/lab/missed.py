@@ -75,6 +75,8 @@ def _reason(
                 return f"no device can bear the name {pattern.text}"
     if treatment is not None and treatment.action in (Action.ITEM, Action.PUNT):
         return f"no packet came to its dynamic part ({treatment.reason})"
+    if treatment is not None and treatment.action is Action.CONTINUE:
+        return "it only counts, so no packet was made for it"
     return "no packet came to it: it needs what the lab does not send, or a rule before took it"
 
 

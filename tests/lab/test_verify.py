@@ -125,6 +125,13 @@ def test_rules_that_were_not_reached_are_listed_with_the_reason() -> None:
     assert report.chains[0].cutover_note == "not asked for"
 
 
+def test_a_rule_that_only_counts_says_so_when_no_packet_came_to_it() -> None:
+    text = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -s 10.1.2.3\nCOMMIT\n"
+    report = verified(text, Family.IPV4, Backend.LEGACY, cutover=None, packets=20)
+    (missed,) = report.chains[0].missed
+    assert missed.reason == "it only counts, so no packet was made for it"
+
+
 def test_a_ruleset_that_does_not_load_is_an_error_with_the_tool_s_words() -> None:
     with pytest.raises(LabError, match="iptables-legacy-restore"):
         verified(V4, Family.IPV4, Backend.LEGACY, text=b"*filter\n-A NOSUCH -j ACCEPT\nCOMMIT\n")
