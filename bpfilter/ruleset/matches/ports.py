@@ -22,8 +22,11 @@ FLAGS = {"FIN": 1, "SYN": 2, "RST": 4, "PSH": 8, "ACK": 16, "URG": 32, "ALL": 0x
 REFUSE_REVERSED = ("tcp", "sctp")
 """The others take a reversed range, which never matches (libxt_udp.c, libxt_dccp.c)."""
 
-LOSE_FULL_RANGE = ("tcp", "udp")
-"""`! --sport 0:65535` never matches on legacy; iptables-nft (1.8.9) drops it, so it always does."""
+DIFFER = ("tcp", "udp")
+"""Where iptables-nft (1.8.9) makes something else of negated ports than legacy does.
+
+`! --sport 0:65535` is dropped, so it always matches; see also `_merged`. Such matches are dynamic:
+the residual is restored by the same tool, so it means what the rule means."""
 
 PORT_OPTIONS: Mapping[str, int] = {
     "--sport": 1, "--source-port": 1, "--dport": 1, "--destination-port": 1,
@@ -46,9 +49,24 @@ def ports(protocol: str) -> Interpreter:
             dynamic = dynamic or term is None
             if term is not None:
                 terms.append(term)
+        if protocol in DIFFER and _merged(options, protocol):
+            dynamic = True
         return DYNAMIC if dynamic else conjunction(terms)
 
     return interpret
+
+
+def _merged(options: Sequence[Option], protocol: str) -> bool:
+    """Whether iptables-nft makes one comparison of two negated ports, which means "not both".
+
+    add_nft_tcpudp of iptables 1.8.9 (iptables/nft.c): one port each, none of them 0.
+    """
+    ranges = [
+        port_range(option.values[0], protocol)
+        for option in options
+        if option.name in PORT_OPTIONS and option.negated
+    ]
+    return len(ranges) == 2 and all(first == last != 0 for first, last in ranges)
 
 
 def _term(option: Option, protocol: str, family: Family) -> Term | None:
@@ -58,7 +76,7 @@ def _term(option: Option, protocol: str, family: Family) -> Term | None:
             raise BadWord("the range is reversed", option.values[0], f"write {last}:{first}")
         source = option.name in ("--sport", "--source-port")
         field = Field.SOURCE_PORT if source else Field.DESTINATION_PORT
-        if option.negated and (first, last) == (0, 65535) and protocol in LOSE_FULL_RANGE:
+        if option.negated and (first, last) == (0, 65535) and protocol in DIFFER:
             return None
         values = Intervals(((first, last),)) if first <= last else EMPTY
         return intervals_term(field, values, option.negated, family)
