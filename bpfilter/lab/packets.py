@@ -58,7 +58,8 @@ def can_encode(
     length = packet[Field.LENGTH]
     wire_ttl = packet[Field.TTL] + forwarded
     return (
-        IP_BYTES[family] + _EXTRA.get((family, shape), 0) <= length <= LONGEST
+        IP_BYTES[family] + _EXTRA.get((family, shape), 0) <= length
+        and length + len(_padding(shape)) <= LONGEST
         and wire_ttl <= 255
         and not packet[Field.FRAGMENT]
         and packet[Field.PACKET_TYPE] <= 3
@@ -92,8 +93,11 @@ def encode(
     header = _header(
         family, source, destination, protocol, room, number, wire_ttl, packet[Field.TOS], shape
     )
-    padding = b"\xff" * 9 if shape is Shape.PADDED else b""
-    return ethernet + _ETHERTYPE[family] + header + body + padding
+    return ethernet + _ETHERTYPE[family] + header + body + _padding(shape)
+
+
+def _padding(shape: Shape) -> bytes:
+    return b"\xff" * 9 if shape is Shape.PADDED else b""
 
 
 def _header(

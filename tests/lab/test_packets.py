@@ -158,3 +158,9 @@ def test_ipv4_options_and_fragments_are_never_decided():
     assert not decidable(Shape.OPTIONS, Family.IPV4)
     assert decidable(Shape.OPTIONS, Family.IPV6)
     assert not any(decidable(Shape.FRAGMENT, family) for family in Family)
+
+
+def test_padding_must_fit_the_longest_frame() -> None:
+    fields = packet(Family.IPV4, 17, LENGTH=65530)
+    assert can_encode(fields, Family.IPV4)
+    assert not can_encode(fields, Family.IPV4, shape=Shape.PADDED)
