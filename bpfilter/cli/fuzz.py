@@ -69,7 +69,8 @@ def try_case(case: Case, packets: int) -> Report | None:
                 budget=_BUDGET,
             )
         )
-    except (RulesetRefused, LabError):
+    except (RulesetRefused, LabError) as error:
+        typer.echo(f"left out: {_first_line(error)}")
         return None
 
 
