@@ -27,6 +27,7 @@ from bpfilter.analysis.meaning import Conditions, Meaning
 from bpfilter.analysis.outcomes import Outcomes, Trace
 from bpfilter.analysis.reach import unreachable_rules
 from bpfilter.analysis.segments import differing, segments
+from bpfilter.collection import paused
 from bpfilter.compiler.ir import Action, Function
 from bpfilter.compiler.plan import ChainPlan
 from bpfilter.ruleset.fields import ADDRESS_TYPES, Field
@@ -80,7 +81,7 @@ def prove(
     *,
     seconds: float = 30.0,
     memory: int = 1 << 30,
-    part: int = 16,
+    part: int = 24,
 ) -> Proof:
     """Compare one chain's rules with its tables for every packet and connection state.
 
@@ -93,7 +94,8 @@ def prove(
     while True:
         attempt = _Attempt(ruleset, chain, part)
         try:
-            attempt.run(nodes, start + seconds)
+            with paused():
+                attempt.run(nodes, start + seconds)
             break
         except MemoryExhausted:
             if nodes >= most or attempt.may_stop:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bpfilter.collection import paused
 from bpfilter.compiler.classify import classify
 from bpfilter.compiler.codes import CODES, assign
 from bpfilter.compiler.flatten import flatten
@@ -40,11 +41,12 @@ def compile_ruleset(
     Raises CompileError if a chain exceeds the limits of the compiled form.
     """
     seconds: dict[str, float] = {}
-    plans = {
-        key: compile_chain(ruleset, *key, seconds=seconds, budget=budget)
-        for key in chains
-        if key[0] in ruleset.tables and key[1] in ruleset.tables[key[0]].chains
-    }
+    with paused():
+        plans = {
+            key: compile_chain(ruleset, *key, seconds=seconds, budget=budget)
+            for key in chains
+            if key[0] in ruleset.tables and key[1] in ruleset.tables[key[0]].chains
+        }
     return Plan(ruleset, plans, ruleset.warnings, seconds)
 
 

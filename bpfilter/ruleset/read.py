@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from bpfilter.collection import paused
 from bpfilter.errors import RulesetRefused
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.grammar import parse
@@ -51,7 +49,7 @@ def read_text(
     if backend is None and stated:
         nft = "nf_tables" in stated[0] or "nft" in stated[0] or stated[1] == "xtables"
         backend = Backend.NFT if nft else Backend.LEGACY
-    with _no_collection():
+    with paused():
         tables = parse(text, chosen, source, lenient=lenient, printed=printed)
         ruleset = Ruleset(chosen, backend, tables, source=source, family_reason=reason)
         return replace(ruleset, digest=digest(ruleset))
@@ -91,18 +89,6 @@ def read_file(
         return ruleset
     ruleset = replace(ruleset, backend=ruleset.backend or default_backend())
     return replace(ruleset, warnings=(*ruleset.warnings, *_judged(data, ruleset)))
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Nothing that a parse makes is garbage: looking for some costs as much as the parse."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _judged(data: bytes, ruleset: Ruleset) -> tuple[str, ...]:
