@@ -37,19 +37,30 @@ typedef struct {
 } possible_net_t;
 
 struct net_device {
+	int ifindex;
 	possible_net_t nd_net;
+	const unsigned char *dev_addr;
 } KERNEL_TYPE;
 
 struct sk_buff {
 	struct net_device *dev;
 	unsigned long _nfct;
 	unsigned int len;
+	unsigned int data_len;
 	__u32 mark;
 	__be16 protocol;
 	__u16 network_header;
 	__u16 mac_header;
 	unsigned char *head;
 	unsigned char *data;
+} KERNEL_TYPE;
+
+struct xdp_rxq_info {
+	struct net_device *dev;
+} KERNEL_TYPE;
+
+struct xdp_buff {
+	struct xdp_rxq_info *rxq;
 } KERNEL_TYPE;
 
 struct xt_table_info {

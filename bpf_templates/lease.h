@@ -7,6 +7,7 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#include "context.h"
 #include "kernel_types.h"
 #include "maps.h"
 
@@ -96,11 +97,10 @@ static __always_inline __u64 legacy_generation(const struct nf_hook_entries *ent
 }
 
 /* What the kernel itself says of the rules in this packet's network namespace. */
-static __always_inline void observe_generation(struct __sk_buff *skb, struct generation *g,
+static __always_inline void observe_generation(context_t *ctx, struct generation *g,
 					       const enum which which)
 {
-	struct sk_buff *kernel = bpf_cast_to_kern_ctx(skb);
-	struct net *net = kernel->dev->nd_net.net;
+	struct net *net = network_of(ctx);
 
 	if (bpf_core_field_exists(net->nft.base_seq)) {
 		g->nft = net->nft.base_seq;
@@ -118,15 +118,15 @@ static __always_inline void observe_generation(struct __sk_buff *skb, struct gen
 			legacy_generation(net->nf.hooks_ipv6[NF_LOCAL_IN], config.legacy_hook6);
 }
 
-static __always_inline int generation_differs(struct __sk_buff *skb, const struct runtime *run)
+static __always_inline int generation_differs(context_t *ctx, const struct runtime *run)
 {
 	struct generation g = {};
 
-	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		observe_generation(skb, &g, FAMILY_IPV6);
+	if (ether_protocol(ctx) == bpf_htons(ETH_P_IPV6)) {
+		observe_generation(ctx, &g, FAMILY_IPV6);
 		return g.nft != run->nft || g.legacy[1] != run->legacy[1];
 	}
-	observe_generation(skb, &g, FAMILY_IPV4);
+	observe_generation(ctx, &g, FAMILY_IPV4);
 	return g.nft != run->nft || g.legacy[0] != run->legacy[0];
 }
 

@@ -15,7 +15,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include "config.h"
-#include "kernel_types.h"
+#include "context.h"
 #include "maps.h"
 
 #define IPV4_FRAGMENT	      0x3fff /* more fragments, or an offset */
@@ -45,21 +45,6 @@ struct packet {
 	__u8 packet_type;
 };
 
-/* Copies *to from the linear part, or through the helper where a driver left it in fragments.
- * A macro, so that the type's alignment is known: clang would copy unaligned bytes one by one.
- */
-#define LOAD(skb, offset, to)                                                             \
-	({                                                                                \
-		const typeof(*(to)) *from = (void *)(long)(skb)->data + (offset);         \
-		int failed = 0;                                                           \
-                                                                                          \
-		if ((void *)(from + 1) <= (void *)(long)(skb)->data_end)                  \
-			*(to) = *from;                                                    \
-		else                                                                      \
-			failed = bpf_skb_load_bytes(skb, offset, to, sizeof(*(to))) != 0; \
-		failed;                                                                   \
-	})
-
 struct ports {
 	__be16 source;
 	__be16 destination;
@@ -69,9 +54,14 @@ struct mac {
 	__be16 words[3];
 };
 
+struct extension {
+	__u8 next;
+	__u8 length; /* in units of eight bytes, the first not counted */
+};
+
 /* Ports, flags and types; a header that iptables would find incomplete is left to it. */
-static __always_inline enum reason parse_transport(struct __sk_buff *skb, struct packet *p,
-						   __u32 offset, __u32 available)
+static __always_inline enum reason parse_transport(context_t *ctx, struct packet *p, __u32 offset,
+						   __u32 available)
 {
 	__u32 needed = 0;
 	struct ports ports;
@@ -93,7 +83,7 @@ static __always_inline enum reason parse_transport(struct __sk_buff *skb, struct
 	case IPPROTO_ICMPV6:
 		if ((p->protocol == IPPROTO_ICMP) != (p->version == 4))
 			return REASON_NONE;
-		if (available < 8 || LOAD(skb, offset, &type))
+		if (available < 8 || LOAD(ctx, offset, &type))
 			return REASON_TRUNCATED;
 		p->icmp_type = bpf_ntohs(type);
 		return REASON_NONE;
@@ -102,29 +92,28 @@ static __always_inline enum reason parse_transport(struct __sk_buff *skb, struct
 	}
 	if (available < needed)
 		return REASON_TRUNCATED;
-	if (LOAD(skb, offset, &ports))
+	if (LOAD(ctx, offset, &ports))
 		return REASON_TRUNCATED;
 	p->source_port = bpf_ntohs(ports.source);
 	p->destination_port = bpf_ntohs(ports.destination);
-	if (p->protocol == IPPROTO_TCP && LOAD(skb, offset + 13, &p->tcp_flags))
+	if (p->protocol == IPPROTO_TCP && LOAD(ctx, offset + 13, &p->tcp_flags))
 		return REASON_TRUNCATED;
 	return REASON_NONE;
 }
 
-static __always_inline __u32 frame_length(struct __sk_buff *skb)
+static __always_inline __u32 frame_length(context_t *ctx)
 {
 	const struct runtime *run = config.mode == MODE_EVAL ? element(&runtime, 0) : 0;
 
-	return skb->len + (run ? run->cut : 0);
+	return frame_bytes(ctx) + (run ? run->cut : 0);
 }
 
-static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, struct packet *p,
-					      __u32 network)
+static __always_inline enum reason parse_ipv4(context_t *ctx, struct packet *p, __u32 network)
 {
 	struct iphdr header;
 	__u32 length;
 
-	if (LOAD(skb, network, &header))
+	if (LOAD(ctx, network, &header))
 		return REASON_TRUNCATED;
 	if (header.version != 4 || header.ihl < 5)
 		return REASON_MALFORMED;
@@ -136,7 +125,7 @@ static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, struct pack
 		return REASON_OPTIONS;
 	if (length < sizeof(header))
 		return REASON_MALFORMED;
-	if (network + length > frame_length(skb))
+	if (network + length > frame_length(ctx))
 		return REASON_TRUNCATED;
 	if (header.frag_off & bpf_htons(IPV4_FRAGMENT))
 		return REASON_FRAGMENT;
@@ -145,16 +134,16 @@ static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, struct pack
 	p->protocol = header.protocol;
 	p->ttl = header.ttl;
 	p->tos = header.tos;
-	return parse_transport(skb, p, network + sizeof(header), length - sizeof(header));
+	return parse_transport(ctx, p, network + sizeof(header), length - sizeof(header));
 }
 
 /* Hop-by-hop and destination options are skipped as ipv6_find_hdr does (net/ipv6/exthdrs_core.c);
  * the loop is bounded by MAX_EXTENSIONS.
  */
-static __always_inline enum reason skip_extensions(struct __sk_buff *skb, struct packet *p,
-						   __u32 *offset, __u32 end)
+static __always_inline enum reason skip_extensions(context_t *ctx, struct packet *p, __u32 *offset,
+						   __u32 end)
 {
-	__u8 extension[2];
+	struct extension extension;
 
 	for (__u32 i = 0; i <= MAX_EXTENSIONS; i++) {
 		switch (p->protocol) {
@@ -169,10 +158,10 @@ static __always_inline enum reason skip_extensions(struct __sk_buff *skb, struct
 		default:
 			return REASON_NONE;
 		}
-		if (*offset + 8 > end || bpf_skb_load_bytes(skb, *offset, extension, 2))
+		if (*offset + 8 > end || LOAD(ctx, *offset, &extension))
 			return REASON_TRUNCATED;
-		p->protocol = extension[0];
-		*offset += (extension[1] + 1) * 8;
+		p->protocol = extension.next;
+		*offset += (extension.length + 1) * 8;
 		if (*offset > end)
 			return REASON_TRUNCATED;
 	}
@@ -187,15 +176,14 @@ static __always_inline void words(__u32 *to, const __be32 *from)
 	to[3] = bpf_ntohl(from[3]);
 }
 
-static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, struct packet *p,
-					      __u32 network)
+static __always_inline enum reason parse_ipv6(context_t *ctx, struct packet *p, __u32 network)
 {
 	struct ipv6hdr header;
 	__u32 offset = network + sizeof(header);
 	enum reason reason;
 	__u32 length;
 
-	if (LOAD(skb, network, &header))
+	if (LOAD(ctx, network, &header))
 		return REASON_TRUNCATED;
 	if (header.version != 6)
 		return REASON_MALFORMED;
@@ -206,52 +194,39 @@ static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, struct pack
 	/* A jumbogram says 0 and carries its length in an option. */
 	if (length > 0xffff || (!header.payload_len && header.nexthdr == EXTENSION_HOP))
 		return REASON_MALFORMED;
-	if (network + length > frame_length(skb))
+	if (network + length > frame_length(ctx))
 		return REASON_TRUNCATED;
 	words(p->source, header.saddr.in6_u.u6_addr32);
 	words(p->destination, header.daddr.in6_u.u6_addr32);
 	p->protocol = header.nexthdr;
 	p->ttl = header.hop_limit;
 	p->tos = header.priority << 4 | header.flow_lbl[0] >> 4;
-	reason = skip_extensions(skb, p, &offset, network + length);
-	return reason ? reason : parse_transport(skb, p, offset, network + length - offset);
+	reason = skip_extensions(ctx, p, &offset, network + length);
+	return reason ? reason : parse_transport(ctx, p, offset, network + length - offset);
 }
 
-/* BPF_PROG_RUN receives on `lo`, whose broadcast address is not Ethernet's. */
-static __always_inline __u32 packet_type(struct __sk_buff *skb)
+/* Fills *p; returns an enum reason. */
+static __always_inline enum reason parse(context_t *ctx, struct packet *p)
 {
-	struct mac to;
-
-	if (config.mode == MODE_EVAL && !LOAD(skb, 0, &to) &&
-	    (to.words[0] & to.words[1] & to.words[2]) == 0xffff)
-		return PACKET_BROADCAST;
-	return skb->pkt_type;
-}
-
-/* Fills *p; returns an enum reason. The IP header begins at 14, or at 0 for what was received
- * without an Ethernet header (looped back multicast on any device, layer 3 devices).
- */
-static __always_inline enum reason parse(struct __sk_buff *skb, struct packet *p)
-{
-	struct sk_buff *kernel;
+	__be16 protocol;
 	__u32 network;
 
 	if (!p)
 		return REASON_LOOKUP;
-	kernel = bpf_cast_to_kern_ctx(skb);
-	network = (__u16)(kernel->network_header - kernel->mac_header);
+	network = network_offset(ctx);
 	p->network = network;
-	p->packet_type = packet_type(skb);
+	p->packet_type = packet_type(ctx);
 	if (p->packet_type > PACKET_MULTICAST)
 		return REASON_OTHERHOST;
-	if (skb->vlan_present)
+	if (vlan_tagged(ctx))
 		return REASON_VLAN;
 	if (network != 0 && network != ETH_HLEN)
 		return REASON_ETHERTYPE;
-	if (skb->protocol == bpf_htons(ETH_P_IP))
-		return parse_ipv4(skb, p, network);
-	if (skb->protocol == bpf_htons(ETH_P_IPV6))
-		return parse_ipv6(skb, p, network);
+	protocol = ether_protocol(ctx);
+	if (protocol == bpf_htons(ETH_P_IP))
+		return parse_ipv4(ctx, p, network);
+	if (protocol == bpf_htons(ETH_P_IPV6))
+		return parse_ipv6(ctx, p, network);
 	return REASON_ETHERTYPE;
 }
 

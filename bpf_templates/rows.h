@@ -119,14 +119,13 @@ static __always_inline __u32 bounds6_class(const __u32 slot, const __u32 n, cons
 	return id_at(AXIS(slot, n).base + found);
 }
 
-static __always_inline __u32 mac_class(struct __sk_buff *skb, const struct packet *p,
-				       const __u32 slot)
+static __always_inline __u32 mac_class(context_t *ctx, const struct packet *p, const __u32 slot)
 {
 	struct mac address;
 	const __u32 *value;
 	__u64 key = slot;
 
-	if (LOAD(skb, ETH_ALEN, &address))
+	if (LOAD(ctx, ETH_ALEN, &address))
 		return MISSING;
 	for (__u32 i = 0; i < 3; i++)
 		key = key << 16 | bpf_ntohs(address.words[i]);
@@ -135,9 +134,9 @@ static __always_inline __u32 mac_class(struct __sk_buff *skb, const struct packe
 }
 
 /* The classes of interface names; MISSING for a device that was not known at load. */
-static __always_inline __u32 in_class(struct __sk_buff *skb, const __u32 slot)
+static __always_inline __u32 in_class(context_t *ctx, const __u32 slot)
 {
-	__u32 index = skb->ifindex;
+	__u32 index = device_index(ctx);
 	const struct interface *known = bpf_map_lookup_elem(&interfaces, &index);
 
 	return known && known->known ? known->in_class[slot] : MISSING;
@@ -150,8 +149,8 @@ static __always_inline __u32 out_class(const __u32 slot)
 	return run ? run->out_class[slot] : MISSING;
 }
 
-static __always_inline __u32 axis_value(struct __sk_buff *skb, const struct packet *p,
-					const __u32 slot, const __u32 n)
+static __always_inline __u32 axis_value(context_t *ctx, const struct packet *p, const __u32 slot,
+					const __u32 n)
 {
 	switch (n) {
 	case PROTOCOL:
@@ -165,7 +164,7 @@ static __always_inline __u32 axis_value(struct __sk_buff *skb, const struct pack
 	case ICMP_TYPE:
 		return p->icmp_type;
 	case IN_INTERFACE:
-		return in_class(skb, slot);
+		return in_class(ctx, slot);
 	case OUT_INTERFACE:
 		return out_class(slot);
 	case LENGTH:
@@ -186,8 +185,8 @@ static __always_inline __u32 axis_value(struct __sk_buff *skb, const struct pack
 	return MISSING;
 }
 
-static __always_inline __u32 axis_class(struct __sk_buff *skb, const struct packet *p,
-					const __u32 slot, const __u32 n)
+static __always_inline __u32 axis_class(context_t *ctx, const struct packet *p, const __u32 slot,
+					const __u32 n)
 {
 	__u32 value;
 
@@ -199,8 +198,8 @@ static __always_inline __u32 axis_class(struct __sk_buff *skb, const struct pack
 		return bounds6_class(slot, n, address);
 	}
 	if (n == MAC_SOURCE)
-		return mac_class(skb, p, slot);
-	value = axis_value(skb, p, slot, n);
+		return mac_class(ctx, p, slot);
+	value = axis_value(ctx, p, slot, n);
 	return value == MISSING ? MISSING : id_at(AXIS(slot, n).base + value);
 }
 
@@ -210,8 +209,8 @@ static __always_inline enum reason missing(const __u32 n)
 }
 
 /* The number of one row per group of axes, in order. */
-static __always_inline int select_of(struct __sk_buff *skb, const struct packet *p,
-				     const __u32 slot, struct selection *selected)
+static __always_inline int select_of(context_t *ctx, const struct packet *p, const __u32 slot,
+				     struct selection *selected)
 {
 	/* Read once: what the verifier knows to be constant still costs a load each time. */
 	const __u32 used = config.slots[slot].axes_used;
@@ -230,7 +229,7 @@ static __always_inline int select_of(struct __sk_buff *skb, const struct packet 
 			continue;
 		if (n == MAC_SOURCE && p->network != ETH_HLEN)
 			return REASON_NO_ETHERNET;
-		id = axis_class(skb, p, slot, n);
+		id = axis_class(ctx, p, slot, n);
 		if (id == MISSING)
 			return missing(n);
 		if (combine & 1 << n) {
@@ -252,11 +251,11 @@ static __always_inline int select_of(struct __sk_buff *skb, const struct packet 
 /* Return an enum reason. Not static: the verifier then checks them once, by themselves, instead of
  * following every way to here through them.
  */
-#define SELECT(slot)                                                               \
-	__noinline int select##slot(struct __sk_buff *skb, const struct packet *p, \
-				    struct selection *selected)                    \
-	{                                                                          \
-		return select_of(skb, p, slot, selected);                          \
+#define SELECT(slot)                                                        \
+	__noinline int select##slot(context_t *ctx, const struct packet *p, \
+				    struct selection *selected)             \
+	{                                                                   \
+		return select_of(ctx, p, slot, selected);                   \
 	}
 
 SELECT(0)
@@ -264,18 +263,18 @@ SELECT(1)
 SELECT(2)
 SELECT(3)
 
-static __always_inline int select_rows(struct __sk_buff *skb, const struct packet *p,
-				       const __u32 slot, struct selection *selected)
+static __always_inline int select_rows(context_t *ctx, const struct packet *p, const __u32 slot,
+				       struct selection *selected)
 {
 	switch (slot) {
 	case 0:
-		return select0(skb, p, selected);
+		return select0(ctx, p, selected);
 	case 1:
-		return select1(skb, p, selected);
+		return select1(ctx, p, selected);
 	case 2:
-		return select2(skb, p, selected);
+		return select2(ctx, p, selected);
 	default:
-		return select3(skb, p, selected);
+		return select3(ctx, p, selected);
 	}
 }
 
