@@ -89,6 +89,10 @@ enum reason {
 	REASON_NO_ETHERNET, /* a rule asks for the MAC address, there is none */
 	REASON_LOOKUP,	    /* a table has no such element: never, if they were loaded whole */
 	REASON_LONG_WALK,
+	REASON_SCOPE,	/* outside of what the canary stage takes */
+	REASON_SAMPLED, /* left to the original rules to be compared */
+	REASON_ROUTE,	/* the route is not settled by bpf_fib_lookup */
+	REASON_RAW,	/* raw PREROUTING has a say */
 	REASONS,
 };
 
@@ -137,6 +141,12 @@ struct config {
 	__u32 tables_built_in; /* vmlinux has the types of x_tables */
 	__u32 trace;
 	__u32 counting;
+	__u32 shadow;	     /* store predictions for comparison */
+	__u32 shadow_share;  /* of 65536 packets that are predicted */
+	__u32 verify_share;  /* of 65536 decided packets that are left to iptables and compared */
+	__u32 scope_share;   /* of 65536 flows that may be decided */
+	__u32 scope_sources; /* only packets from the networks of `scope` may be decided */
+	__u32 early;	     /* DROP here what the early profile allows */
 	__u32 summary_words; /* of every row */
 	__u32 stripes;	     /* block references of every row */
 	__u32 narrow;	     /* references are u16, else u32 */

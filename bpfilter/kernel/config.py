@@ -57,6 +57,10 @@ class Reason(IntEnum):
     NO_ETHERNET = 17
     LOOKUP = 18
     LONG_WALK = 19
+    SCOPE = 20
+    SAMPLED = 21
+    ROUTE = 22
+    RAW = 23
 
 
 class Axis(ctypes.Structure):
@@ -117,6 +121,12 @@ class Config(ctypes.Structure):
                 "tables_built_in",
                 "trace",
                 "counting",
+                "shadow",
+                "shadow_share",
+                "verify_share",
+                "scope_share",
+                "scope_sources",
+                "early",
                 "summary_words",
                 "stripes",
                 "narrow",
