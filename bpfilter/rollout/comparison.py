@@ -1,0 +1,131 @@
+"""What comparing predictions with iptables' verdicts found: the values between kernel and rollout.
+
+A *prediction* is what the program would decide for a packet, made at TC or XDP (or just before
+filter OUTPUT). It is *comparable* if it names one verdict for the connection state the packet
+turned out to have. Every prediction ends as exactly one of match, mismatch, open, unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from bpfilter.kernel.config import Reason
+from bpfilter.ruleset.fields import Family, State
+from bpfilter.ruleset.model import RuleRef
+
+
+class Mechanism(StrEnum):
+    """How predictions are compared here."""
+
+    PACKETS = "packets"  # each packet's own fate, by netfilter links and raw_tp/kfree_skb
+    COUNTERS = "counters"  # per-rule counters, where the kernel lacks those
+
+
+class Verdict(StrEnum):
+    """What filter did with a packet, or would."""
+
+    ACCEPT = "ACCEPT"
+    DROP = "DROP"
+    OPEN = "OPEN"  # of predictions only: dynamic rules decide
+
+
+class Unseen(StrEnum):
+    """Why a predicted packet was never seen at its filter hook."""
+
+    BEFORE = "dropped or consumed before filter"  # raw, mangle, nat, routing, rp_filter
+    QUEUED = "held by a queue in filter"  # NFQUEUE
+    VANISHED = "its address was used again before it was seen"
+    LOST = "no room to remember it"
+
+
+class Incomparable(StrEnum):
+    """Why a packet that was seen on both sides says nothing about the prediction."""
+
+    OPEN = "dynamic rules decide"  # its set of possible verdicts was still checked
+    TRANSLATED = "NAT rewrote it after the prediction"
+    OTHER_CHAIN = "it went to the other chain, as NAT may make it"
+
+
+@dataclass(frozen=True, slots=True)
+class RuleKey:
+    """A rule (number 0: the policy) of one family's ruleset."""
+
+    family: Family
+    rule: RuleRef
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Packets whose predicted deciding rule is one rule, by (predicted, actual) verdict."""
+
+    counts: Mapping[tuple[Verdict, Verdict], int]
+    first_seen: float | None = None
+    """Wall-clock seconds of the first packet, as far as the reader noticed; None if none came."""
+
+    @property
+    def matches(self) -> int:
+        return sum(n for (said, was), n in self.counts.items() if said is was)
+
+    @property
+    def mismatches(self) -> int:
+        pairs = self.counts.items()
+        return sum(n for (said, was), n in pairs if said is not was and said is not Verdict.OPEN)
+
+    @property
+    def open(self) -> int:
+        return sum(n for (said, _), n in self.counts.items() if said is Verdict.OPEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A packet whose actual verdict the prediction excluded.
+
+    `header`: its first bytes from the network header on, as they were at the prediction.
+    `predicted_rule` is the rule that the program found decisive for `state`.
+    """
+
+    at: float
+    key: RuleKey
+    chain: tuple[str, str]
+    interface: str
+    out_interface: str
+    header: bytes
+    state: State
+    predicted: Verdict
+    actual: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All since the stage began. `predicted` counts every packet the program looked at.
+
+    `punted`: left to iptables, by reason, so nothing was predicted. `lost_samples`: mismatches of
+    which no sample was kept, for the ring is bounded; they are counted all the same.
+    """
+
+    mechanism: Mechanism
+    since: float
+    share: float
+    predicted: int
+    punted: Mapping[Reason, int]
+    rules: Mapping[RuleKey, Pairs]
+    unseen: Mapping[Unseen, int]
+    incomparable: Mapping[Incomparable, int]
+    samples: tuple[Sample, ...]
+    lost_samples: int = 0
+
+    @property
+    def matches(self) -> int:
+        return sum(pairs.matches for pairs in self.rules.values())
+
+    @property
+    def mismatches(self) -> int:
+        return sum(pairs.mismatches for pairs in self.rules.values())
+
+    @property
+    def attributed_share(self) -> float:
+        """Of the comparable packets, how many got a match or mismatch; 1.0 if there were none."""
+        judged = self.matches + self.mismatches
+        return judged / (judged + sum(self.unseen.values())) if judged else 1.0
