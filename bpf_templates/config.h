@@ -137,8 +137,8 @@ struct config {
 	__u32 mark_mask;
 	__u32 mark_shift;
 	__u32 leased;
-	__u32 generation;      /* compare it */
-	__u32 tables_built_in; /* vmlinux has the types of x_tables */
+	__u32 generation; /* compare it */
+	__u32 table_type; /* BTF id of struct xt_table in vmlinux; 0: it is a module's */
 	__u32 trace;
 	__u32 counting;
 	__u32 shadow;	     /* store predictions for comparison */

@@ -42,8 +42,7 @@ struct table_state {
  */
 static __always_inline int built_in_table(void *table_address, struct table_state *state)
 {
-	const struct xt_table *table =
-		bpf_rdonly_cast(table_address, bpf_core_type_id_kernel(struct xt_table));
+	const struct xt_table *table = bpf_rdonly_cast(table_address, config.table_type);
 	const struct xt_table_info *info = table->private;
 	__u64 difference = (__u64)info - (__u64)&config;
 
@@ -86,8 +85,8 @@ static __always_inline __u64 legacy_generation(const struct nf_hook_entries *ent
 	for (__u32 i = 0; i < HOOK_ENTRIES && i < number; i++, entry++) {
 		if ((__u64)entry->hook != hook)
 			continue;
-		failed = config.tables_built_in ? built_in_table(entry->priv, &state)
-						: module_table(entry->priv, &state);
+		failed = config.table_type ? built_in_table(entry->priv, &state)
+					   : module_table(entry->priv, &state);
 		if (failed)
 			return 0;
 		mixed = (mixed + state.address) * 0x9e3779b97f4a7c15ull;

@@ -118,7 +118,7 @@ class Config(ctypes.Structure):
                 "mark_shift",
                 "leased",
                 "generation",
-                "tables_built_in",
+                "table_type",
                 "trace",
                 "counting",
                 "shadow",

@@ -36,12 +36,6 @@ class Features:
         return not self.missing
 
 
-@cache
-def tables_built_in() -> bool:
-    """Whether the types of x_tables are vmlinux's own, not those of a module."""
-    return _named("xt_table_info", _btf())
-
-
 def require() -> None:
     """Raise KernelError with what is missing unless the program can be loaded here."""
     features = probe()

@@ -23,6 +23,7 @@ from bpfilter.kernel import syscall
 from bpfilter.kernel.addresses import LocalRoute
 from bpfilter.kernel.arrays import MappedArray, fill
 from bpfilter.kernel.attach import AttachKind, Attachment, attach
+from bpfilter.kernel.btf import struct_id
 from bpfilter.kernel.config import (
     COUNT,
     GENERATION,
@@ -38,7 +39,7 @@ from bpfilter.kernel.config import (
 from bpfilter.kernel.generation import Generation, legacy_hooks
 from bpfilter.kernel.libbpf import BpfObject
 from bpfilter.kernel.pack import Contents, pack
-from bpfilter.kernel.probe import require, tables_built_in
+from bpfilter.kernel.probe import require
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "_templates"
 RECORDS = 1 << 16
@@ -316,7 +317,7 @@ def _config(options: Options) -> Config:
         mark_shift=marking.shift if marking else 0,
         leased=options.leased,
         generation=options.generation,
-        tables_built_in=options.generation and tables_built_in(),
+        table_type=struct_id("xt_table") if options.generation else 0,
         trace=options.trace,
         counting=options.counting,
         iterations=ITERATIONS,
