@@ -11,9 +11,11 @@ from bpfilter.analysis.diagrams import Diagrams, Packets
 from bpfilter.analysis.outcomes import (
     NO_ENTRY,
     PUNTED,
+    Line,
     OutcomeMap,
     Outcomes,
     Trace,
+    passing,
 )
 from bpfilter.compiler.ir import Item, OpKind, Verdict
 from bpfilter.compiler.layout import ChainTables
@@ -171,6 +173,22 @@ class Contents:
             if position in targets:
                 at[position] = result
         return result
+
+    def lines(self, start: int, stop: int) -> list[Line] | None:
+        """Entries `start` … `stop` - 1 that hold a packet; None if one is not a line."""
+        found: list[Line] = []
+        for position in range(start, stop):
+            kind, argument = self._codes[position]
+            if not self._packets[position].satisfiable():
+                continue
+            if kind == OpKind.ITEM and argument < len(self._items):
+                trace = passing(self._items[argument])
+            elif kind in _VERDICTS:
+                trace = Trace((), _VERDICTS[kind])
+            else:
+                return None
+            found.append((self._packets[position], trace))
+        return found
 
     def trace(self, point: Packets) -> Trace:
         """What becomes of a single packet in one state, given as a set, entry by entry."""

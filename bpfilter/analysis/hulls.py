@@ -6,12 +6,12 @@ are apart share no packet; the others may.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from bpfilter.ruleset.fields import Family, Field, Intervals
+from bpfilter.ruleset.fields import Family, Field, Intervals, Term
 from bpfilter.ruleset.model import Alternatives
 
 _FIELDS = (
@@ -26,47 +26,75 @@ _TOP = (1 << 64) - 1
 
 Part = tuple[Alternatives, ...]
 Rows = npt.NDArray[np.intp]
+Ranks = npt.NDArray[np.unsignedinteger]
 
 
 class Hulls:
-    """Enclosing ranges of a chain's rules, in order."""
+    """Enclosing ranges of a chain's rules, in order; only `usable` ones are answers."""
 
-    def __init__(self, parts: Sequence[Part], family: Family) -> None:
-        shape = (len(parts), len(_FIELDS))
-        self._low = np.zeros(shape, dtype=np.uint64)
-        self._high = np.full(shape, _TOP, dtype=np.uint64)
+    def __init__(
+        self, parts: Sequence[Part], family: Family, usable: npt.NDArray[np.bool_]
+    ) -> None:
+        low = [[0] * len(parts) for _ in _FIELDS]
+        high = [[_TOP] * len(parts) for _ in _FIELDS]
         # Of an IPv6 address the upper half is compared: a wider range than the true one.
-        self._shift = 64 if family is Family.IPV6 else 0
+        shift = 64 if family is Family.IPV6 else 0
         for row, part in enumerate(parts):
             for alternatives in part:
-                self._narrow(row, alternatives)
+                for name, (first, last) in _ranges(alternatives).items():
+                    by = shift if name in (Field.SOURCE, Field.DESTINATION) else 0
+                    column = _COLUMN[name]
+                    low[column][row] = max(low[column][row], first >> by)
+                    high[column][row] = min(high[column][row], last >> by)
+        self._columns = [
+            _ranks(*ends)
+            for ends in zip(low, high, strict=True)
+            if len(set(zip(*ends, strict=True))) > 1
+        ]
+        self._usable = usable
 
-    def _narrow(self, row: int, alternatives: Alternatives) -> None:
-        ranges: dict[Field, list[tuple[int, int]]] = {}
-        for terms in alternatives:
-            for term in terms:
-                if term.field in _COLUMN and isinstance(term.values, Intervals) and term.values:
-                    hull = (term.values.ranges[0][0], term.values.ranges[-1][1])
-                    ranges.setdefault(term.field, []).append(hull)
-        for name, hulls in ranges.items():
-            if len(hulls) == len(alternatives):
-                shift = self._shift if name in (Field.SOURCE, Field.DESTINATION) else 0
-                column = _COLUMN[name]
-                low, high = min(h[0] for h in hulls) >> shift, max(h[1] for h in hulls) >> shift
-                self._low[row, column] = max(int(self._low[row, column]), low)
-                self._high[row, column] = min(int(self._high[row, column]), high)
-
-    def earlier(self, row: int, usable: npt.NDArray[np.bool_]) -> Rows:
+    def earlier(self, row: int) -> Rows:
         """Usable rows before `row` that may share packets with it, in order."""
-        found = np.flatnonzero(usable[:row])
-        for column in range(len(_FIELDS)):
-            low, high = self._low[row, column], self._high[row, column]
-            if low > 0 or high < _TOP:
-                apart = (self._low[found, column] > high) | (self._high[found, column] < low)
-                found = found[~apart]
-        return found
+        found = self._usable[:row].copy()
+        for low, high, top in self._columns:
+            if low[row] > 0:
+                found &= high[:row] >= low[row]
+            if high[row] < top:
+                found &= low[:row] <= high[row]
+        return np.flatnonzero(found)
 
-    def enclosing(self, row: int, rows: Rows) -> Rows:
-        """Those of `rows` whose ranges enclose the ones of `row`."""
-        wide = (self._low[rows] <= self._low[row]) & (self._high[rows] >= self._high[row])
-        return rows[np.all(wide, axis=1)]
+    def enclosing(self, row: int) -> Rows:
+        """Usable rows before `row` whose ranges enclose the ones of `row`, in order."""
+        found = self._usable[:row].copy()
+        for low, high, _ in self._columns:
+            found &= low[:row] <= low[row]
+            found &= high[:row] >= high[row]
+        return np.flatnonzero(found)
+
+
+def _ranges(alternatives: Alternatives) -> dict[Field, tuple[int, int]]:
+    """The enclosing range of every field that all alternatives restrict."""
+    hulls = [_conjunction(terms) for terms in alternatives]
+    common = set.intersection(*(set(hull) for hull in hulls)) if hulls else set()
+    return {
+        name: (min(hull[name][0] for hull in hulls), max(hull[name][1] for hull in hulls))
+        for name in common
+    }
+
+
+def _conjunction(terms: Iterable[Term]) -> dict[Field, tuple[int, int]]:
+    ranges: dict[Field, tuple[int, int]] = {}
+    for term in terms:
+        if term.field in _COLUMN and isinstance(term.values, Intervals) and term.values:
+            low, high = term.values.ranges[0][0], term.values.ranges[-1][1]
+            first, last = ranges.get(term.field, (low, high))
+            ranges[term.field] = (max(low, first), min(high, last))
+    return ranges
+
+
+def _ranks(low: Sequence[int], high: Sequence[int]) -> tuple[Ranks, Ranks, int]:
+    """Ends of ranges as small numbers in the same order, and the greatest of them."""
+    ends = np.array([low, high], dtype=np.uint64)
+    distinct, ranks = np.unique(ends, return_inverse=True)
+    ranks = ranks.reshape(2, -1).astype(np.min_scalar_type(len(distinct)))
+    return ranks[0], ranks[1], len(distinct) - 1

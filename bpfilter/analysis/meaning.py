@@ -17,7 +17,16 @@ from bpfilter.analysis.conditions import (
     static_part,
 )
 from bpfilter.analysis.diagrams import Diagrams, Packets
-from bpfilter.analysis.outcomes import ACCEPTED, DROPPED, PUNTED, OutcomeMap, Outcomes, Trace
+from bpfilter.analysis.outcomes import (
+    ACCEPTED,
+    DROPPED,
+    PUNTED,
+    Line,
+    OutcomeMap,
+    Outcomes,
+    Trace,
+    passing,
+)
 from bpfilter.compiler.ir import Action, Treatment
 from bpfilter.ruleset.fields import Field, MaskedValue, NamePattern, Term
 from bpfilter.ruleset.model import Alternatives, Rule, RuleRef, Ruleset
@@ -96,6 +105,8 @@ class Meaning:
         diagrams: Diagrams,
     ) -> None:
         self._context = ruleset, treatments, conditions, outcomes, diagrams
+        self._treatments = treatments
+        self._conditions = conditions
         self._hook = hook
         self._composer = _Composer(*self._context)
         chain = ruleset.tables[hook[0]].chains[hook[1]]
@@ -112,10 +123,32 @@ class Meaning:
         """What rules `start` … `stop` - 1 (from 0) do, given what is behind them."""
         return self._composer.rules(self.rules[start:stop], behind, self.policy)
 
+    def lines(self, start: int, stop: int) -> list[Line] | None:
+        """Rules `start` … `stop` - 1 that match a packet and act; None if one is not a line."""
+        found: list[Line] = []
+        for rule in self.rules[start:stop]:
+            treatment = self._treatments[rule.ref]
+            if treatment.action is Action.CONTINUE:
+                continue
+            packets = self._conditions.of(rule)
+            if not packets.satisfiable():
+                continue
+            if treatment.action is Action.ITEM and treatment.item is not None:
+                trace = passing(treatment.item)
+            elif treatment.action in _FINAL:
+                trace = _FINAL[treatment.action]
+            else:
+                return None
+            found.append((packets, trace))
+        return found
+
     def before(self, behind: OutcomeMap) -> OutcomeMap:
         """What the nat chain's predicate does, given what the filter chain does."""
         assert self.nat is not None
         return _Composer(*self._context, accept=behind).chain(*self.nat, behind)
+
+
+_FINAL = {Action.ACCEPT: ACCEPTED, Action.DROP: DROPPED, Action.PUNT: PUNTED}
 
 
 class _Composer:
@@ -135,11 +168,9 @@ class _Composer:
         self._conditions = conditions
         self._outcomes = outcomes
         self._diagrams = diagrams
-        self._final = {
-            Action.ACCEPT: outcomes.constant(ACCEPTED) if accept is None else accept,
-            Action.DROP: outcomes.constant(DROPPED),
-            Action.PUNT: outcomes.constant(PUNTED),
-        }
+        self._final = {action: outcomes.constant(trace) for action, trace in _FINAL.items()}
+        if accept is not None:
+            self._final[Action.ACCEPT] = accept
         self._done: dict[tuple[str, OutcomeMap], OutcomeMap] = {}
 
     def chain(self, table: str, name: str, continuation: OutcomeMap) -> OutcomeMap:

@@ -41,6 +41,13 @@ NEXT = Trace((Item(RuleRef("", "", 0), ItemKind.RULE, True, frozenset(), ""),), 
 
 _VERDICTS: tuple[Verdict | None, ...] = (Verdict.DROP, Verdict.ACCEPT, Verdict.PUNT, None)
 Relation: TypeAlias = BCDDFunction
+Line: TypeAlias = tuple[Packets, Trace]
+"""A line of a list: the packets that it holds, and what becomes of those (NEXT: goes on)."""
+
+
+def passing(item: Item) -> Trace:
+    """What a line with an item does."""
+    return Trace((item,), None) if item.terminal else Trace((item, *NEXT.items), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,20 +59,32 @@ def differing(
     going_on = outcomes.constant(NEXT)
     end = cut[-1].stop
     policy = by_tables.part(end - 1, end, {})
-    before: list[OutcomeMap] = []
-    for segment in cut:
+    for index, segment in enumerate(cut):
         last = segment is cut[-1]
+        stop = min(segment.stop, end - 1)
+        if _alike(segment, stop, by_rules, by_tables) and (not last or policy == by_rules.policy):
+            continue
         behind = by_rules.policy if last else going_on
         positions = {end - 1: policy} if last else {end - 1: policy, segment.stop: going_on}
-        stop = min(segment.stop, end - 1)
         tables = by_tables.part(segment.start, stop, positions)
-        if segment.nat:
-            rules = by_rules.before(behind)
-        else:
-            rules = by_rules.part(segment.first, segment.behind, behind)
+        rules = _rules(segment, by_rules, behind)
         difference = outcomes.difference(rules, tables) & diagrams.valid
         if difference.satisfiable():
             # Behind a part that lets no packet pass, what the rules say does not matter.
+            before = (_rules(other, by_rules, going_on) for other in cut[:index])
             return None if any(outcomes.ends(part) for part in before) else difference
-        before.append(rules)
     return None
+
+
+def _rules(segment: Segment, by_rules: Meaning, behind: OutcomeMap) -> OutcomeMap:
+    if segment.nat:
+        return by_rules.before(behind)
+    return by_rules.part(segment.first, segment.behind, behind)
+
+
+def _alike(segment: Segment, stop: int, by_rules: Meaning, by_tables: Contents) -> bool:
+    """Whether rules and entries are the same list of packets and actions, and so the same."""
+    if segment.nat:
+        return False
+    rules = by_rules.lines(segment.first, segment.behind)
+    return rules is not None and rules == by_tables.lines(segment.start, stop)

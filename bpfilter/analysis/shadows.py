@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from bpfilter.analysis.conditions import Scene, static_part
 from bpfilter.analysis.diagrams import Diagrams, Packets
@@ -45,23 +44,25 @@ class Shadows:
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
-        self._hulls: dict[str, tuple[Hulls, npt.NDArray[np.bool_]]] = {}
+        self._hulls: dict[str, Hulls] = {}
 
     def cover(self, rule: Rule, packets: Packets) -> bool:
         """Whether a few earlier rules of its chain take all the given packets of a rule.
 
         Sound, not complete: true only if one rule does, or no more than _MAX_COVER meet it.
         """
-        earlier, enclosing = self._earlier(rule)
+        hulls = self._of_chain(rule.chain)
         rules = self._flow.chains[rule.chain].rules
+        row = rule.number - 1
         if any(
             not self._flow.takes(rules[index]).imp_strict(packets).satisfiable()
-            for index in enclosing
+            for index in hulls.enclosing(row).tolist()
         ):
             return True
+        earlier = hulls.earlier(row)
         if len(earlier) > _MAX_COVER:
             return False
-        for index in earlier:
+        for index in earlier.tolist():
             packets = self._flow.takes(rules[index]).imp_strict(packets)
         return not packets.satisfiable()
 
@@ -78,12 +79,13 @@ class Shadows:
         flow = self._flow
         flow.diagrams.check_time()
         rules = flow.chains[place.chain].rules
-        earlier, enclosing = self._earlier(place)
-        for index in enclosing:
+        hulls = self._of_chain(place.chain)
+        row = place.number - 1
+        for index in hulls.enclosing(row).tolist():
             if not flow.takes(rules[index]).imp_strict(packets).satisfiable():
                 found[rules[index].ref] = rules[index]
                 return
-        for index in earlier:
+        for index in hulls.earlier(row).tolist():
             if not packets.satisfiable():
                 return
             rest = flow.takes(rules[index]).imp_strict(packets)
@@ -95,18 +97,16 @@ class Shadows:
             if held.satisfiable():
                 self._collect(caller, held, found)
 
-    def _earlier(self, place: Rule) -> tuple[list[int], list[int]]:
-        """Earlier rules of the chain that may share packets with one, and that may enclose it."""
-        known = self._hulls.get(place.chain)
-        if known is None:
+    def _of_chain(self, name: str) -> Hulls:
+        found = self._hulls.get(name)
+        if found is None:
             flow = self._flow
-            rules = flow.chains[place.chain].rules
+            rules = flow.chains[name].rules
             parts = [static_part(r, flow.treatments[r.ref], flow.scene.space) for r in rules]
             taking = [flow.takes(rule).satisfiable() for rule in rules]
-            known = Hulls(parts, flow.scene.space.family), np.array(taking, dtype=np.bool_)
-            self._hulls[place.chain] = known
-        earlier = known[0].earlier(place.number - 1, known[1])
-        return earlier.tolist(), known[0].enclosing(place.number - 1, earlier).tolist()
+            found = Hulls(parts, flow.scene.space.family, np.array(taking, dtype=np.bool_))
+            self._hulls[name] = found
+        return found
 
     def _needed(self, found: Mapping[RuleRef, Rule], packets: Packets) -> list[RuleRef]:
         """Leave out rules without which the others still take all the packets."""
