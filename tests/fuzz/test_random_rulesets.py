@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from bpfilter.cli.fuzz import Case, make_case, smallest, try_case
-from bpfilter.errors import RulesetRefused
+from bpfilter.cli.fuzz import Case, fuzz_command, make_case, smallest, try_case
+from bpfilter.errors import LabError, RulesetRefused
 from bpfilter.lab.generate import random_ruleset
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
@@ -78,3 +78,17 @@ def test_a_failing_case_is_reduced_to_what_the_failure_needs(
     rules = [line for line in smallest(case, PACKETS).text.split("\n") if line.startswith("-A")]
     assert len(rules) == 1
     assert rules[0].count(" -m ") <= 1
+
+
+@pytest.mark.kernel
+def test_a_failing_lab_is_counted_apart_and_fails_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def out_of_memory(_: object) -> None:
+        raise LabError("a frame of 98 bytes cannot be sent: Cannot allocate memory")
+
+    monkeypatch.setattr("bpfilter.cli.fuzz.verify", out_of_memory)
+    assert fuzz_command(rulesets=2, packets=1, seed=1, first=0) == 1
+    said = capsys.readouterr().out
+    assert "ruleset 1: the lab failed: a frame of 98 bytes" in said
+    assert "2 rulesets: 0 refused, 2 lab failures, 0 packets compared, 0 divergences" in said
