@@ -51,7 +51,7 @@ class AxisMap:
 
     def values(self, member: Bits) -> Intervals:
         """The values whose class is a member; `member` has `count` elements."""
-        inside = np.append(member, False)[self._places]
+        inside = np.append(member, False).take(self._places)
         edges = np.flatnonzero(inside[1:] != inside[:-1])
         starts = self.starts
         ranges = []

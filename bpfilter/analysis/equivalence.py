@@ -21,14 +21,14 @@ from bpfilter.analysis.diagrams import (
     MemoryExhausted,
     Packets,
 )
-from bpfilter.analysis.functions import functions_of
+from bpfilter.analysis.functions import functions_of, has_items, verdicts_met
 from bpfilter.analysis.interpret import interpret
 from bpfilter.analysis.meaning import Conditions, Meaning
 from bpfilter.analysis.outcomes import Outcomes, Trace
 from bpfilter.analysis.reach import unreachable_rules
 from bpfilter.analysis.segments import differing, segments
 from bpfilter.collection import paused
-from bpfilter.compiler.ir import Action, Function
+from bpfilter.compiler.ir import Function
 from bpfilter.compiler.plan import ChainPlan
 from bpfilter.ruleset.fields import ADDRESS_TYPES, Field
 from bpfilter.ruleset.model import RuleRef, Ruleset
@@ -148,9 +148,11 @@ class _Attempt:
         )
         self.proof = replace(self.proof, unreachable=unreachable)
         self._doing = "listing the residual functions"
-        if self._large:
-            diagrams.deadline = min(deadline, time.monotonic() + _LISTING_SECONDS)
-        functions = functions_of(by_rules.whole(), self._chain, outcomes, diagrams)
+        functions = verdicts_met(self._ruleset, self._chain, conditions, diagrams)
+        if functions is None:
+            if self._large:
+                diagrams.deadline = min(deadline, time.monotonic() + _LISTING_SECONDS)
+            functions = functions_of(by_rules.whole(), self._chain, outcomes, diagrams)
         self.proof = replace(self.proof, listed=True, functions=functions)
 
     def _compare(
@@ -194,7 +196,7 @@ def _diagrams(ruleset: Ruleset, chain: ChainPlan, nodes: int, deadline: float) -
         _limits(chain),
         # The address that more rules test goes first: measured, it keeps the diagrams small.
         addresses=sorted((Field.SOURCE, Field.DESTINATION), key=lambda f: -uses.get(f, 0)),
-        outcome_bits=_OUTCOME_BITS if _has_items(chain) else 1,
+        outcome_bits=_OUTCOME_BITS if has_items(chain) else 1,
         nodes=nodes,
         cache=max(1 << 10, nodes * NODE_BYTES // 4 // CACHE_ENTRY_BYTES),
         deadline=deadline,
@@ -226,10 +228,6 @@ def _limits(chain: ChainPlan) -> dict[Field, int]:
         Field.SOURCE_TYPE: len(ADDRESS_TYPES),
         Field.DESTINATION_TYPE: len(ADDRESS_TYPES),
     }
-
-
-def _has_items(chain: ChainPlan) -> bool:
-    return any(treatment.action is Action.ITEM for treatment in chain.treatments.values())
 
 
 def prove_all(

@@ -15,6 +15,13 @@ from bpfilter.compiler.ir import Action, Item, Space, Treatment, Verdict
 from bpfilter.ruleset.fields import STATES, Field
 from bpfilter.ruleset.model import Chain, RuleRef, Ruleset
 
+VERDICTS = {
+    Action.ACCEPT: Verdict.ACCEPT,
+    Action.DROP: Verdict.DROP,
+    Action.PUNT: Verdict.PUNT,
+}
+"""The actions that end a walk."""
+
 
 @dataclass(frozen=True, slots=True)
 class Path:
@@ -140,9 +147,5 @@ class _Run:
             return _End.DECIDED if treatment.item.terminal else None
         if action is Action.ACCEPT and table == "nat":
             return _End.LEFT_NAT
-        self.verdict = {
-            Action.ACCEPT: Verdict.ACCEPT,
-            Action.DROP: Verdict.DROP,
-            Action.PUNT: Verdict.PUNT,
-        }[action]
+        self.verdict = VERDICTS[action]
         return _End.DECIDED
