@@ -1,8 +1,10 @@
-"""Telling our chains and rules apart from the operator's, from names alone.
+"""Telling our chains and rules apart from the operator's, from the text of iptables-save alone.
 
-Ours are the chains BPF-INPUT, BPF-FORWARD and BPF-<letter>-<12 hex digits>, and the rules that jump
-to one of them from elsewhere. A name's digits are the hash of what the chain holds, so a saved and
-later restored chain can only ever mean what it meant.
+Ours are the entries BPF-INPUT and BPF-FORWARD, the chains BPF-<letter>-<12 hex digits>, and the
+rules that jump to one of them from elsewhere. A name is not enough: an entry holds the bare rule
+that clears the mark field, and the rule that jumps to it asks for that field; nothing of the
+operator's jumps to the others, whose digits are the hash of what they hold. A chain that was
+flushed is ours if the other entry stands beside it. All else is the operator's, whatever its name.
 """
 
 from __future__ import annotations
@@ -12,8 +14,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from bpfilter.errors import RolloutError
+
 ENTRY_PREFIX = "BPF-"
-_OURS = re.compile(r"BPF-(?:INPUT|FORWARD|OUTPUT|[A-Z]-[0-9a-f]{12})\Z")
+_ENTRIES = frozenset({"BPF-INPUT", "BPF-FORWARD"})
+_HASHED = re.compile(r"BPF-[A-Z]-[0-9a-f]{12}\Z")
+_CLEAR = re.compile(r" -j MARK --set-xmark 0x0/(0x[0-9a-f]+)\s*\Z")
+_ASKS = " -m mark ! --mark 0x0/"
+_WHOLE_MARK = "0xffffffff"
 _TARGET = re.compile(r" -[jg] (\S+)\s*\Z")
 _APPEND = re.compile(r"(?:\[\d+:\d+\] )?-A (\S+)(.*)")
 
@@ -28,9 +36,15 @@ def chain_name(kind: str, rules: Sequence[str], identity: str = "") -> str:
     return f"{ENTRY_PREFIX}{kind}-{digest[:12]}"
 
 
-def is_ours(chain: str) -> bool:
-    """Whether a chain of this name was made by us."""
-    return _OURS.match(chain) is not None
+def bears_our_name(chain: str) -> bool:
+    """Whether we might make a chain of this name; it may still be the operator's."""
+    return chain in _ENTRIES or _HASHED.match(chain) is not None
+
+
+def strangers(save: str) -> tuple[str, ...]:
+    """Chains of the `filter` table that bear names of ours and are not provably ours."""
+    found = _Chains.of(save)
+    return tuple(name for name in found.rules if bears_our_name(name) and name not in found.ours)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +60,25 @@ class Leftovers:
 
 def leftovers(save: str) -> Leftovers:
     """Ours in the text of iptables-save; works from the text alone, whatever made it."""
-    chains: list[str] = []
-    jumps: list[tuple[str, str]] = []
-    for table, line in _lines(save):
-        if table != "filter":
-            continue
-        if line.startswith(":"):
-            name = line[1:].split(" ", 1)[0]
-            if is_ours(name):
-                chains.append(name)
-        elif (jump := _foreign_jump(line)) is not None:
-            jumps.append(jump)
-    return Leftovers(tuple(chains), tuple(jumps))
+    found = _Chains.of(save)
+    return Leftovers(
+        tuple(name for name in found.rules if name in found.ours),
+        tuple(
+            (name, rule.strip())
+            for name, rules in found.rules.items()
+            if name not in found.ours
+            for rule in rules
+            if _target(rule) in found.ours
+        ),
+    )
 
 
 def strip(save: str) -> str:
     """The text of iptables-save without our chains and the rules that jump to them."""
-    kept = []
-    for table, line in _lines(save):
-        if table == "filter" and _is_our_line(line):
-            continue
-        kept.append(line)
+    ours = _Chains.of(save).ours
+    kept = [
+        line for table, line in _lines(save) if table != "filter" or not _is_our_line(line, ours)
+    ]
     return "\n".join([*kept, ""])
 
 
@@ -74,8 +86,12 @@ def edit(save: str, chains: Mapping[str, Sequence[str]], jumps: Sequence[tuple[s
     """iptables-restore --noflush text that leaves exactly these chains and jumps of ours.
 
     `save` is the present state. One transaction: a packet sees all of it or nothing. Jumps end up
-    at the top of their chains in the given order. Empty if there is nothing to change.
+    at the top of their chains in the given order. Empty if there is nothing to change. RolloutError
+    if the operator has a chain of such a name.
     """
+    taken = [name for name in strangers(save) if name in chains]
+    if taken:
+        raise stranger_error(taken)
     present = leftovers(save)
     if not present and not chains and not jumps:
         return ""
@@ -90,6 +106,79 @@ def edit(save: str, chains: Mapping[str, Sequence[str]], jumps: Sequence[tuple[s
     return "\n".join(["*filter", *lines, "COMMIT", ""])
 
 
+def stranger_error(names: Sequence[str]) -> RolloutError:
+    """The error for chains of the operator's that stand where ours would."""
+    first = names[0]
+    return RolloutError(
+        f"chain {', '.join(names)} of the filter table bears a name that bpfilter uses for its own,"
+        " and is not one that it made; nothing was changed",
+        hint=f"rename it (`iptables -E {first} MY-{first}`), or remove it if nobody needs it",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Chains:
+    """The `filter` table: chain → rules as words behind `-A NAME`; and which chains are ours."""
+
+    rules: Mapping[str, Sequence[str]]
+    ours: frozenset[str]
+
+    @classmethod
+    def of(cls, save: str) -> _Chains:
+        rules: dict[str, list[str]] = {}
+        for table, line in _lines(save):
+            if table != "filter":
+                continue
+            rule = _APPEND.match(line)
+            if line.startswith(":"):
+                rules.setdefault(line[1:].split(" ", 1)[0], [])
+            elif rule is not None:
+                rules.setdefault(rule[1], []).append(rule[2])
+        jumps: dict[str, list[tuple[str, str]]] = {}
+        for name, lines in rules.items():
+            for line in lines:
+                jumps.setdefault(_target(line), []).append((name, line))
+        return cls(rules, _provably_ours(rules, jumps))
+
+
+def _provably_ours(
+    rules: Mapping[str, Sequence[str]], jumps: Mapping[str, Sequence[tuple[str, str]]]
+) -> frozenset[str]:
+    found = {name for name in rules if name in _ENTRIES and _is_entry(rules, jumps, name)}
+    flushed = {n for n in _ENTRIES & rules.keys() if not rules[n] and _asked(jumps.get(n), "")}
+    if found | flushed == _ENTRIES:
+        # We always make both. `iptables -F` empties them, and all that jumped to them.
+        found |= flushed
+    hashed = {name for name in rules if _HASHED.match(name)}
+    waiting = [name for name in rules if name not in found and name not in hashed]
+    while waiting:
+        # What the operator's chains jump to is the operator's.
+        for rule in rules[waiting.pop()]:
+            if (target := _target(rule)) in hashed:
+                hashed.discard(target)
+                waiting.append(target)
+    return frozenset(found | hashed)
+
+
+def _is_entry(
+    rules: Mapping[str, Sequence[str]],
+    jumps: Mapping[str, Sequence[tuple[str, str]]],
+    name: str,
+) -> bool:
+    """Whether a chain clears a mark field, for packets that were asked for that field if for any.
+
+    iptables-save prints the operator's `--set-mark 0` as clearing the whole mark; we never do.
+    """
+    masks = {found[1] for rule in rules[name] if (found := _CLEAR.fullmatch(rule))}
+    masks.discard(_WHOLE_MARK)
+    return any(_asked(jumps.get(name), f"{mask} ") for mask in masks)
+
+
+def _asked(callers: Sequence[tuple[str, str]] | None, mask: str) -> bool:
+    """Whether one of the rules that jump to a chain asks for the field; true if there are none."""
+    return not callers or any(f"{_ASKS}{mask}" in rule for _, rule in callers)
+
+
 def _lines(save: str) -> Iterator[tuple[str, str]]:
     table = ""
     for line in save.splitlines():
@@ -98,17 +187,14 @@ def _lines(save: str) -> Iterator[tuple[str, str]]:
         yield table, line
 
 
-def _is_our_line(line: str) -> bool:
+def _is_our_line(line: str, ours: frozenset[str]) -> bool:
     if line.startswith(":"):
-        return is_ours(line[1:].split(" ", 1)[0])
+        return line[1:].split(" ", 1)[0] in ours
     rule = _APPEND.match(line)
-    return rule is not None and (is_ours(rule[1]) or _foreign_jump(line) is not None)
+    return rule is not None and (rule[1] in ours or _target(rule[2]) in ours)
 
 
-def _foreign_jump(line: str) -> tuple[str, str] | None:
-    """(chain, rule) of a rule outside our chains that jumps into them."""
-    rule = _APPEND.match(line)
-    if rule is None or is_ours(rule[1]):
-        return None
-    target = _TARGET.search(rule[2])
-    return (rule[1], rule[2].strip()) if target is not None and is_ours(target[1]) else None
+def _target(rule: str) -> str:
+    """The last word of a rule that ends with a jump or a goto; empty for other rules."""
+    found = _TARGET.search(rule)
+    return found[1] if found else ""

@@ -108,11 +108,15 @@ def prepare(
     """Read, translate and prove the live ruleset of the current network namespace.
 
     Families without a filter table are left out. Raises RolloutError if there is nothing to
-    translate or a proof is incomplete (unless `force`), ProofFailed if one fails.
+    translate, a proof is incomplete (unless `force`), or the operator has a chain whose name we
+    would use; ProofFailed if a proof fails.
     """
     backend = find_backend(asked)
     tables = {family: Tables(family, backend) for family in Family}
     saves = {family: tables[family].save() for family in tables}
+    strangers = {name: None for save in saves.values() for name in ours.strangers(save)}
+    if strangers:
+        raise ours.stranger_error(list(strangers))
     plans: dict[Family, Plan] = {}
     proofs: dict[Family, Sequence[Proof]] = {}
     for family, save in saves.items():

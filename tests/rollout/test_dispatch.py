@@ -350,7 +350,7 @@ def test_names_fit_the_kernel_and_depend_on_content_only() -> None:
     made = dispatch(COPIED, [always(Walk((0, 1), None))] * 20, items)
     again = dispatch(COPIED, [always(Walk((0, 1), None))] * 20, items)
     assert made == again
-    assert all(ours.is_ours(name) and len(name) <= 28 for name in made.chains)
+    assert all(ours.bears_our_name(name) and len(name) <= 28 for name in made.chains)
 
 
 def test_uniform_functions_never_ask_for_the_connection_state() -> None:
