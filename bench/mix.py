@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bpfilter.compiler.batch import functions_of
 from bpfilter.compiler.compile import assemble, compile_ruleset
 from bpfilter.compiler.ir import PUNTED, FlatChain, Function, Verdict
 from bpfilter.compiler.plan import ChainPlan
@@ -83,7 +84,7 @@ class Mix:
         rng = self._rng
         icmp = 1 if self._flat.family is Family.IPV4 else 58
         protocol = int(rng.choice([6, 17, icmp, 47], p=[0.78, 0.18, 0.03, 0.01]))
-        packet = dict.fromkeys((field for field in Field if field is not Field.STATE), 0)
+        packet: dict[Field, int] = {field: 0 for field in Field if field is not Field.STATE}
         packet[Field.PROTOCOL] = protocol
         packet[Field.SOURCE] = self._pick(self._names[Field.SOURCE], self._address())
         packet[Field.DESTINATION] = self._pick(self._names[Field.DESTINATION], self._address())
@@ -118,17 +119,15 @@ def punted_share(plan: ChainPlan, coded: frozenset[Function], packets: int, seed
     """Walk a mix through one chain."""
     flat = plan.flat
     mix = Mix(flat, seed)
+    drawn = [mix.packet() for _ in range(packets)]
     causes: Counter[str] = Counter()
-    for _ in range(packets):
-        packet, state = mix.packet()
-        reached, entry = walk(flat, packet, state)
-        if reached == PUNTED:
-            causes[str(flat.entries[entry].rule)] += 1
-            continue
-        walks = tuple((m, walk(flat, packet, m & -m)[0]) for m in flat.state_classes())
-        function = Function(walks)
+    functions = functions_of(plan.tables, [packet for packet, _ in drawn])
+    for (packet, state), function in zip(drawn, functions, strict=True):
+        reached = next(found for mask, found in function.walks if mask & state)
         uniform = function.uniform
-        if function not in coded and (uniform is None or uniform.verdict is not Verdict.PUNT):
+        if reached == PUNTED:
+            causes[str(flat.entries[walk(flat, packet, state)[1]].rule)] += 1
+        elif function not in coded and (uniform is None or uniform.verdict is not Verdict.PUNT):
             causes["no code"] += 1
     return Share(packets, sum(causes.values()), tuple(causes.most_common(5)))
 
