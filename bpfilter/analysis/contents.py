@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bpfilter.analysis.decode import AxisMap, Bits, Classes, Decoded, Group, opcodes
+from bpfilter.analysis.decode import BLOCK_ENTRIES, AxisMap, Bits, Classes, Decoded, Group, opcodes
 from bpfilter.analysis.diagrams import Diagrams, Packets
 from bpfilter.analysis.outcomes import (
     NO_ENTRY,
@@ -23,22 +23,24 @@ from bpfilter.ruleset.fields import ALL_STATES, Field, Intervals
 
 
 class Entries:
-    """The packets and states that every entry of the tables holds, in order."""
+    """The packets and states that every entry of the tables holds."""
 
     def __init__(self, tables: ChainTables, diagrams: Diagrams) -> None:
         self._decoded = Decoded(tables)
         self._diagrams = diagrams
         space = tables.flat.space
         self._mask_bits = [diagrams.masked(name, mask) for name, mask in reversed(space.masks)]
+        self._blocks: dict[int, list[Packets]] = {}
         self._columns: dict[tuple[int, bytes], Packets] = {}
         self._partial: dict[tuple[int, int, bytes], Packets] = {}
         self._sets: dict[tuple[Field, bytes], Packets] = {}
 
-    def packets(self) -> list[Packets]:
-        result: list[Packets] = []
-        for block in range(self._decoded.blocks):
-            result += self._block(block)
-        return result[: self._decoded.entries]
+    def of(self, position: int) -> Packets:
+        """The packets of one entry; entries are read back a block at a time, when asked for."""
+        block, index = divmod(position, BLOCK_ENTRIES)
+        if block not in self._blocks:
+            self._blocks[block] = self._block(block)
+        return self._blocks[block][index]
 
     def _block(self, block: int) -> list[Packets]:
         masks = self._decoded.state_masks(block).tolist()
@@ -148,7 +150,7 @@ class Contents:
     """
 
     def __init__(self, tables: ChainTables, outcomes: Outcomes, diagrams: Diagrams) -> None:
-        self._packets = Entries(tables, diagrams).packets()
+        self._entries = Entries(tables, diagrams)
         self._codes = opcodes(tables.ops)
         self._items = tables.flat.items
         self._outcomes = outcomes
@@ -179,7 +181,8 @@ class Contents:
         found: list[Line] = []
         for position in range(start, stop):
             kind, argument = self._codes[position]
-            if not self._packets[position].satisfiable():
+            packets = self._entries.of(position)
+            if not packets.satisfiable():
                 continue
             if kind == OpKind.ITEM and argument < len(self._items):
                 trace = passing(self._items[argument])
@@ -187,7 +190,7 @@ class Contents:
                 trace = Trace((), _VERDICTS[kind])
             else:
                 return None
-            found.append((self._packets[position], trace))
+            found.append((packets, trace))
         return found
 
     def trace(self, point: Packets) -> Trace:
@@ -196,7 +199,7 @@ class Contents:
         position = 0
         while position < len(self._codes):
             kind, argument = self._codes[position]
-            if not (self._packets[position] & point).satisfiable():
+            if not (self._entries.of(position) & point).satisfiable():
                 position += 1
             elif kind == OpKind.ITEM and argument < len(self._items):
                 items.append(self._items[argument])
@@ -212,7 +215,7 @@ class Contents:
 
     def _entry(self, position: int, behind: OutcomeMap, at: Mapping[int, OutcomeMap]) -> OutcomeMap:
         kind, argument = self._codes[position]
-        held = self._packets[position]
+        held = self._entries.of(position)
         if kind == OpKind.ITEM and argument < len(self._items):
             item = self._items[argument]
             if not item.terminal:

@@ -29,7 +29,7 @@ NONE = -1
 
 Classes = npt.NDArray[np.int64]
 Bits = npt.NDArray[np.bool_]
-_BLOCK_BITS = BLOCK_WORDS * 64
+BLOCK_ENTRIES = BLOCK_WORDS * 64
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,6 @@ class Decoded:
         self._tables = tables
         self.groups = tuple(_groups(tables))
         self.state_classes = tables.state_classes
-        self.entries = len(tables.ops)
 
     @cached_property
     def _rows(self) -> tuple[Bits, npt.NDArray[np.int64]]:
@@ -98,7 +97,7 @@ class Decoded:
     def columns(self, block: int, base: int, count: int) -> Bits:
         """Bits [entry, row] of the entries of one block, for `count` rows from `base`."""
         shown, references = self._rows
-        result = np.zeros((count, _BLOCK_BITS), dtype=np.bool_)
+        result = np.zeros((count, BLOCK_ENTRIES), dtype=np.bool_)
         have = max(0, min(count, len(references) - base))
         chosen = references[base : base + have, block]
         known = chosen < len(self._tables.blocks)
@@ -107,10 +106,6 @@ class Decoded:
         octets = np.ascontiguousarray(words.astype("<u8")).view(np.uint8)
         result[:have] = np.unpackbits(octets, axis=1, bitorder="little").astype(np.bool_)
         return np.ascontiguousarray(result.T)
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.entries // _BLOCK_BITS)
 
     def state_masks(self, block: int) -> npt.NDArray[np.int64]:
         """The states in which each entry of a block applies, as bits of `State`."""
@@ -209,9 +204,3 @@ def _macs(tables: ChainTables, axis: Axis, last: int) -> tuple[list[int], Classe
 def opcodes(ops: U32) -> list[tuple[int, int]]:
     """(kind, argument) of every entry."""
     return [(op >> 28, op & 0x0FFFFFFF) for op in ops.tolist()]
-
-
-def interface_limits(tables: ChainTables) -> dict[Field, int]:
-    """How many values occur in fields whose values are indices."""
-    interfaces = len(tables.flat.space.interfaces)
-    return {Field.IN_INTERFACE: interfaces, Field.OUT_INTERFACE: interfaces}

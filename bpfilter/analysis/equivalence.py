@@ -26,7 +26,7 @@ from bpfilter.analysis.interpret import interpret
 from bpfilter.analysis.meaning import Conditions, Meaning
 from bpfilter.analysis.outcomes import Outcomes, Trace
 from bpfilter.analysis.reach import unreachable_rules
-from bpfilter.analysis.segments import differing, segments
+from bpfilter.analysis.segments import Segment, differing, segments
 from bpfilter.collection import paused
 from bpfilter.compiler.ir import Function
 from bpfilter.compiler.plan import ChainPlan
@@ -58,7 +58,9 @@ class Counterexample:
 class Proof:
     """The result of proving one chain.
 
-    `complete`: the comparison covers all packets and states; if not, `covered` says why. `holds`:
+    `complete`: the comparison covers all packets and states. `covered`: what is compared, and what
+    a bound has left out; rules that it names do the same as their entries to all that reaches them.
+    `holds`:
     no difference was found. `listed`: `functions` are exactly the residual functions that packets
     can meet (else it is empty). `unreachable`: rules that no packet reaches through this chain in
     any state, with the rules that shadow each (none: its own matches, or those of the jumps to its
@@ -119,6 +121,7 @@ class _Attempt:
         self._scene = Scene.of(self._hook, chain.flat.space)
         self._large = len(chain.tables.ops) > _LARGE
         self._doing = "setting up"
+        self._proven: Segment | None = None
         self.proof = Proof(False, True, None, False, (), {}, 0.0, "")
 
     @property
@@ -132,9 +135,8 @@ class _Attempt:
         outcomes = Outcomes(diagrams)
         conditions = Conditions(treatments, self._scene, diagrams)
         by_rules = Meaning(self._ruleset, treatments, self._hook, conditions, outcomes, diagrams)
-        self._doing = "reading the tables back"
-        by_tables = Contents(self._chain.tables, outcomes, diagrams)
         self._doing = "comparing"
+        by_tables = Contents(self._chain.tables, outcomes, diagrams)
         example = self._compare(by_rules, by_tables, outcomes, diagrams)
         if example is not None:
             self.proof = replace(
@@ -160,7 +162,7 @@ class _Attempt:
     ) -> Counterexample | None:
         flat = self._chain.flat
         cut = segments(flat, len(by_rules.rules), by_rules.nat is not None, self._part)
-        difference = differing(cut, by_rules, by_tables, outcomes, diagrams)
+        difference = differing(cut, by_rules, by_tables, outcomes, diagrams, self._note)
         if difference is None:
             return None
         example = self._example(difference, by_tables, diagrams)
@@ -169,6 +171,9 @@ class _Attempt:
         # The part differs on packets that do not get there, or that end the same anyway.
         whole = outcomes.difference(by_rules.whole(), by_tables.whole()) & diagrams.valid
         return self._example(whole, by_tables, diagrams) if whole.satisfiable() else None
+
+    def _note(self, segment: Segment) -> None:
+        self._proven = segment
 
     def _example(
         self, difference: Packets, by_tables: Contents, diagrams: Diagrams
@@ -184,8 +189,19 @@ class _Attempt:
     def ended_by(self, limit: str) -> None:
         """Note what a bound has left undone."""
         why = f"ran out of {limit} while {self._doing}"
-        covered = f"{_ALL}; then {why}" if self.proof.complete else f"nothing: {why}"
+        part = _ALL if self.proof.complete else self._part_proven()
+        covered = f"{part}; then {why}" if part else f"nothing: {why}"
         self.proof = replace(self.proof, covered=covered)
+
+    def _part_proven(self) -> str:
+        proven = self._proven
+        if proven is None:
+            return ""
+        entries = f"{proven.stop} of {len(self._chain.tables.ops)} table entries"
+        if proven.nat:
+            return f"the nat rules before the chain ({entries})"
+        rules = len(self._ruleset.tables[self._chain.table].chains[self._chain.chain].rules)
+        return f"rules 1 to {proven.behind} of {rules} in {self._chain.chain} ({entries})"
 
 
 def _diagrams(ruleset: Ruleset, chain: ChainPlan, nodes: int, deadline: float) -> Diagrams:

@@ -6,6 +6,7 @@ it by its end or by RETURN. Independent of the compiler's flattening.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from bpfilter.analysis.conditions import (
@@ -32,24 +33,34 @@ from bpfilter.ruleset.fields import Field, MaskedValue, NamePattern, Term
 from bpfilter.ruleset.model import Alternatives, Rule, RuleRef, Ruleset
 
 
-class Conditions:
-    """The packets that the static part of each rule matches; equal parts are built once."""
+class RulePackets(ABC):
+    """A set of packets for every rule, built once."""
 
-    def __init__(
-        self, treatments: Mapping[RuleRef, Treatment], scene: Scene, diagrams: Diagrams
-    ) -> None:
-        self._treatments = treatments
-        self._scene = scene
-        self._diagrams = diagrams
-        self._parts: dict[int, tuple[Alternatives, Packets]] = {}
+    def __init__(self) -> None:
         self._rules: dict[RuleRef, Packets] = {}
 
     def of(self, rule: Rule) -> Packets:
         found = self._rules.get(rule.ref)
         if found is None:
-            found = self._rule(rule)
-            self._rules[rule.ref] = found
+            found = self._rules[rule.ref] = self._rule(rule)
         return found
+
+    @abstractmethod
+    def _rule(self, rule: Rule) -> Packets:
+        """The packets of a rule that is asked about for the first time."""
+
+
+class Conditions(RulePackets):
+    """The packets that the static part of each rule matches; equal parts are built once."""
+
+    def __init__(
+        self, treatments: Mapping[RuleRef, Treatment], scene: Scene, diagrams: Diagrams
+    ) -> None:
+        super().__init__()
+        self._treatments = treatments
+        self._scene = scene
+        self._diagrams = diagrams
+        self._parts: dict[int, tuple[Alternatives, Packets]] = {}
 
     def _rule(self, rule: Rule) -> Packets:
         result = self._diagrams.true

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from bpfilter.analysis.conditions import Scene, certain, terms_of
 from bpfilter.analysis.diagrams import Diagrams, Packets
-from bpfilter.analysis.meaning import Conditions
+from bpfilter.analysis.meaning import Conditions, RulePackets
 from bpfilter.analysis.shadows import Shadows
 from bpfilter.compiler.ir import Treatment
 from bpfilter.ruleset.fields import ALL_STATES, Field, Intervals
@@ -44,25 +44,18 @@ _LAYER_4 = frozenset({"tcp", "udp", "udplite", "sctp", "dccp", "icmp", "icmp6", 
 xt_sctp.c, xt_dccp.c, xt_multiport.c, ip_tables.c)."""
 
 
-class Held:
+class Held(RulePackets):
     """The packets, fragments among them, that the static part of a rule matches."""
 
     def __init__(
         self, conditions: Conditions, wide: Conditions, diagrams: Diagrams, raw: bool
     ) -> None:
+        super().__init__()
         self._conditions = conditions
         self._wide = wide
         self._diagrams = diagrams
         self._whole = diagrams.values(Field.FRAGMENT, Intervals.single(0))
         self._raw = raw
-        self._rules: dict[RuleRef, Packets] = {}
-
-    def of(self, rule: Rule) -> Packets:
-        found = self._rules.get(rule.ref)
-        if found is None:
-            found = self._rule(rule)
-            self._rules[rule.ref] = found
-        return found
 
     def unsure(self, rule: Rule) -> bool:
         """Whether a rule need not match all the packets that it may match."""

@@ -8,6 +8,7 @@ Where to cut is taken from the compiler's list; a wrong cut makes parts differ, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bpfilter.analysis.contents import Contents
@@ -54,15 +55,21 @@ def differing(
     by_tables: Contents,
     outcomes: Outcomes,
     diagrams: Diagrams,
+    proven: Callable[[Segment], None],
 ) -> Packets | None:
-    """Packets that the first differing part treats differently, or None if no part differs."""
+    """Packets that the first differing part treats differently, or None if no part differs.
+
+    `proven` is told of every part that is the same on both sides, in order.
+    """
     going_on = outcomes.constant(NEXT)
     end = cut[-1].stop
     policy = by_tables.part(end - 1, end, {})
     for index, segment in enumerate(cut):
+        diagrams.check_time()
         last = segment is cut[-1]
         stop = min(segment.stop, end - 1)
         if _alike(segment, stop, by_rules, by_tables) and (not last or policy == by_rules.policy):
+            proven(segment)
             continue
         behind = by_rules.policy if last else going_on
         positions = {end - 1: policy} if last else {end - 1: policy, segment.stop: going_on}
@@ -73,6 +80,7 @@ def differing(
             # Behind a part that lets no packet pass, what the rules say does not matter.
             before = (_rules(other, by_rules, going_on) for other in cut[:index])
             return None if any(outcomes.ends(part) for part in before) else difference
+        proven(segment)
     return None
 
 

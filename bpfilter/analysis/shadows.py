@@ -10,17 +10,13 @@ import numpy as np
 from bpfilter.analysis.conditions import Scene, static_part
 from bpfilter.analysis.diagrams import Diagrams, Packets
 from bpfilter.analysis.hulls import Hulls
+from bpfilter.analysis.meaning import RulePackets
 from bpfilter.compiler.ir import Treatment
 from bpfilter.ruleset.model import Chain, Rule, RuleRef
 
 _MAX_PRUNED = 16
 _MAX_COVER = 16
 """More earlier rules than this are not put together to see whether they cover a rule."""
-
-
-class HeldPackets(Protocol):
-    def of(self, rule: Rule) -> Packets:
-        """The packets that a rule matches."""
 
 
 class Flow(Protocol):
@@ -33,7 +29,7 @@ class Flow(Protocol):
     callers: dict[str, list[Rule]]
 
     @property
-    def held(self) -> HeldPackets: ...
+    def held(self) -> RulePackets: ...
 
     def takes(self, rule: Rule) -> Packets:
         """The packets that certainly do not go on behind a rule."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -11,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bpfilter.analysis import reach
+from bpfilter.analysis.diagrams import Diagrams, LimitReached
 from bpfilter.analysis.equivalence import Proof, prove
 from bpfilter.analysis.interpret import Path, interpret
 from bpfilter.compiler.ir import Action, OpKind
-from bpfilter.compiler.layout import ChainTables
+from bpfilter.compiler.layout import AxisKind, ChainTables
 from bpfilter.compiler.plan import ChainPlan
 from bpfilter.ruleset.fields import STATES, Family, Field
 from bpfilter.ruleset.model import RuleRef, Ruleset
@@ -217,7 +219,67 @@ def lost_states(tables: ChainTables) -> ChainTables:
     return replace(tables, state_classes=tables.state_classes[::-1])
 
 
+def swapped_rows(tables: ChainTables) -> ChainTables:
+    rows = tables.rows.copy()
+    base = tables.axes[0].row_base
+    assert not np.array_equal(rows[base], rows[base + 1])
+    rows[[base, base + 1]] = rows[[base + 1, base]]
+    return replace(tables, rows=rows)
+
+
+def boundary_off_by_one(tables: ChainTables) -> ChainTables:
+    """13.0.16.0/24, the first behind 13.0.0.0/20, gets its class."""
+    axis = tables.axes[0]
+    assert axis.kind is AxisKind.TRIE4
+    ids = tables.ids.copy()
+    below = axis.base + (1 << 16) + (int(ids[axis.base + (13 << 8)]) & 0x7FFFFFFF) * 256
+    assert ids[below + 15] != ids[below + 16]
+    ids[below + 16] = ids[below + 15]
+    return replace(tables, ids=ids)
+
+
+def added_bit(tables: ChainTables) -> ChainTables:
+    """One more class is in the box of the entry before the policy's."""
+    blocks = tables.blocks.copy()
+    entry = len(tables.ops) - 2
+    axis = tables.axes[0]
+    first = int(tables.rows[axis.row_base, tables.summary_words]) & 0xFFFFFFFF
+    assert not int(blocks[first, entry // 64]) >> entry % 64 & 1
+    blocks[first, entry // 64] |= np.uint64(1 << entry % 64)
+    return replace(tables, blocks=blocks)
+
+
+def next_state_class(tables: ChainTables) -> ChainTables:
+    return replace(tables, state_row_base=tables.state_row_base - 1)
+
+
+def item_lost(tables: ChainTables) -> ChainTables:
+    ops = tables.ops.copy()
+    item = int(np.flatnonzero(ops >> 28 == OpKind.ITEM)[0])
+    ops[item] = OpKind.SKIP << 28 | item + 1
+    return replace(tables, ops=ops)
+
+
+def item_unknown(tables: ChainTables) -> ChainTables:
+    ops = tables.ops.copy()
+    ops[int(np.flatnonzero(ops >> 28 == OpKind.ITEM)[-1])] |= 0x0FFFFFFF
+    return replace(tables, ops=ops)
+
+
+def unknown_kind(tables: ChainTables) -> ChainTables:
+    ops = tables.ops.copy()
+    ops[int(np.flatnonzero(ops >> 28 == OpKind.DROP)[0])] = 9 << 28
+    return replace(tables, ops=ops)
+
+
 BREAKINGS = (
+    swapped_rows,
+    boundary_off_by_one,
+    added_bit,
+    next_state_class,
+    item_lost,
+    item_unknown,
+    unknown_kind,
     flipped_bit,
     hidden_leaf,
     swapped_operations,
@@ -333,6 +395,68 @@ def test_a_long_list_is_compared_in_parts_and_its_shadows_are_found() -> None:
     assert {ref.number: ends[0].number for ref, ends in proof.unreachable.items()} == {
         number: number - 1 for number in range(10, 2501, 10)
     }
+
+
+@pytest.mark.parametrize("field", [Field.SOURCE, Field.DESTINATION_PORT])
+def test_a_wrong_class_in_a_long_list_is_caught(field: Field) -> None:
+    source = access_list(2500)
+    plan = compiled(source)
+    axis = next(axis for axis in plan.tables.axes if axis.field is field)
+    at = axis.base + 3
+    if axis.kind is AxisKind.TRIE4:
+        inner = axis.base + (1 << 16)
+        at = inner + (int(plan.tables.ids[axis.base + (10 << 8)]) & 0x7FFFFFFF) * 256 + 3
+    ids = plan.tables.ids.copy()
+    ids[at] = ids[at + 1]
+    proof = prove(source, replace(plan, tables=replace(plan.tables, ids=ids)))
+    assert proof.complete
+    assert not proof.holds
+    example = proof.counterexample
+    assert example is not None
+    path = interpret(
+        source,
+        plan.treatments,
+        ("filter", "INPUT"),
+        plan.flat.space,
+        example.packet,
+        example.state,
+    )
+    assert path.trace == example.rules != example.tables
+
+
+@pytest.mark.parametrize("position", [0, 1233])
+def test_neighbours_of_a_long_list_that_changed_places_are_caught(position: int) -> None:
+    source = access_list(2500)
+    plan = compiled(source)
+    ops = plan.tables.ops.copy()
+    assert ops[position] != ops[position + 1]
+    ops[[position, position + 1]] = ops[[position + 1, position]]
+    proof = prove(source, replace(plan, tables=replace(plan.tables, ops=ops)))
+    assert not proof.holds
+
+
+def test_a_proof_that_is_cut_short_says_which_rules_it_covers() -> None:
+    source = access_list(2500)
+    with pytest.MonkeyPatch.context() as patch:
+        left = iter(range(40))
+
+        def check_time(_: Diagrams) -> None:
+            if next(left, None) is None:
+                raise LimitReached("time")
+
+        patch.setattr(Diagrams, "check_time", check_time)
+        proof = prove(source, compiled(source))
+    assert not proof.complete
+    covered = re.match(r"rules 1 to (\d+) of 2500 in INPUT \((\d+) of 2501", proof.covered)
+    assert covered is not None
+    assert 0 < int(covered[1]) == int(covered[2]) < 2500
+
+
+def test_long_lists_of_verdicts_list_their_functions() -> None:
+    source = access_list(2500)
+    proof = prove(source, compiled(source))
+    assert proof.listed
+    assert {str(walk.verdict) for f in proof.functions for _, walk in f.walks} == {"ACCEPT", "DROP"}
 
 
 @pytest.mark.parametrize("position", [0, 1234, 2499])
