@@ -63,8 +63,13 @@ class Shadows:
         return not packets.satisfiable()
 
     def of(self, rule: Rule) -> tuple[RuleRef, ...]:
-        """The rules that keep every packet from a rule; its own chain's first."""
+        """The rules that keep every packet from a rule; its own chain's first.
+
+        None if no packet can match the rule, whatever stands before it.
+        """
         packets = self._flow.held.of(rule) & self._flow.diagrams.valid
+        if not packets.satisfiable():
+            return ()
         found: dict[RuleRef, Rule] = {}
         self._collect(rule, packets, found)
         needed = self._needed(found, packets)

@@ -31,8 +31,10 @@ from bpfilter.ruleset.model import (
     RuleRef,
     Ruleset,
     StateEffect,
+    Target,
     TargetKind,
 )
+from bpfilter.ruleset.targets import EXTENSIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +181,8 @@ class _Classifier:
     ) -> Treatment:
         target = rule.target
         effect = _effect(rule, static)
+        if target.name not in EXTENSIONS and target.kind is TargetKind.EXTENSION:
+            return Treatment(Action.PUNT, guards, static, _unknown(target))
         if effect is StateEffect.INSTANCE:
             if self._log_only_rule(rule):
                 item = Item(rule.ref, ItemKind.SHARED, False, frozenset(), reason)
@@ -244,6 +248,13 @@ class _Classifier:
 
     def _log_only_rule(self, rule: Rule) -> bool:
         return rule.target.kind is TargetKind.NONE or rule.target.name in LOGGING
+
+
+def _unknown(target: Target) -> str:
+    """Why a rule is punted whose target is neither a declared chain nor an extension we know."""
+    if target.words[0] == "-g":
+        return f"goto to chain {target.name}, which its table does not declare"
+    return f"{target.name} is neither a chain that its table declares nor a target bpfilter knows"
 
 
 def _effect(rule: Rule, static: int) -> StateEffect:

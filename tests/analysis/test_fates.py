@@ -15,6 +15,7 @@ from bpfilter.analysis.unconditional import certainly_unreachable
 from bpfilter.compiler.compile import CHAINS, compile_ruleset
 from bpfilter.compiler.plan import Plan
 from bpfilter.errors import RulesetRefused
+from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import RuleRef
 from bpfilter.ruleset.read import read_file, read_text
 
@@ -215,3 +216,27 @@ def test_public_rulesets_are_proven_and_their_fates_add_up(shared_rulesets: list
         assert all(proof.complete and proof.holds for proof in proofs.values()), path.name
         counts = Counter(fate.kind for fate in fates(plan, proofs).values())
         assert counts.total() == sum(1 for _ in ruleset.rules()), path.name
+
+
+@pytest.mark.parametrize("odd", ["", "-A INPUT -s ::1/::ffff -j ACCEPT\n"], ids=["", "odd mask"])
+def test_a_rule_that_no_packet_can_match_is_not_called_shadowed(odd: str) -> None:
+    text = f"*filter\n:INPUT DROP [0:0]\n{odd}-A INPUT ! -s ::/0 -j DROP\n-A INPUT ! -i + -j DROP\n"
+    plan = compile_ruleset(read_text(f"{text}COMMIT\n", family=Family.IPV6))
+    proofs = {key: prove(plan.ruleset, chain) for key, chain in plan.chains.items()}
+    never = [fate for ref, fate in fates(plan, proofs).items() if ref.number > bool(odd)]
+    assert [fate.shadowed_by for fate in never] == [(), ()]
+    assert all("exclude each other" in fate.reason for fate in never)
+
+
+def test_a_jump_to_an_undeclared_chain_says_so() -> None:
+    text = """*filter
+:INPUT DROP [0:0]
+-A INPUT -p tcp -m tcp --dport 1 -j NOWHERE
+-A INPUT -p udp -g NOWHERE
+COMMIT
+"""
+    plan = compile_ruleset(read_text(text, family=Family.IPV4, lenient=True))
+    jump, goto = fates(plan, {}).values()
+    assert jump.kind is goto.kind is FateKind.PUNT
+    assert jump.reason.startswith("NOWHERE is neither a chain that its table declares")
+    assert goto.reason == "goto to chain NOWHERE, which its table does not declare"
