@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from bpfilter.analysis.codes import prove_codes
 from bpfilter.analysis.equivalence import Proof, prove
 from bpfilter.analysis.fates import fates
 from bpfilter.analysis.proven import with_proven_functions
@@ -116,6 +117,7 @@ def make_document(
     tell("judging the rules")
     plan = with_proven_functions(plan, proofs)
     image = assemble([plan])
+    prove_codes(image)
     judged = fates(plan, proofs)
     seconds = {
         "read": read_seconds,

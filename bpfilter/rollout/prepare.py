@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bpfilter.analysis.codes import prove_codes
 from bpfilter.analysis.describe import describe_counterexample
 from bpfilter.analysis.equivalence import Proof, prove
 from bpfilter.analysis.proven import with_proven_functions
@@ -49,6 +50,7 @@ class Prepared:
     def within(self, mark: MarkField) -> Prepared:
         """The same with codes that fit a narrower mark field; what finds no code is punted."""
         image = assemble(list(self.plans.values()), code_space=mark.max_code + 1)
+        prove_codes(image)
         return replace(self, image=image)
 
     def count(self) -> Mapping[Family, Ruleset]:
@@ -132,6 +134,7 @@ def prepare(
             f"iptables-{backend} has no filter table here", hint="load your rules first"
         )
     image = assemble(list(plans.values()))
+    prove_codes(image)
     fingerprints = {tables[family]: Fingerprint.of(save) for family, save in saves.items()}
     for other in all_tables():
         fingerprints.setdefault(other, Fingerprint.of(other.save()))
