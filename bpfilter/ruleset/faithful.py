@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bpfilter.errors import LiveReadError
+from bpfilter.ruleset.faithful_legacy import faithful_legacy
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.refusal import set_definitions
@@ -36,10 +37,12 @@ exec "$@"
 def faithful(ruleset: Ruleset) -> Ruleset:
     """The same ruleset if it is all that the kernel holds; LiveReadError names the chain if not.
 
-    Legacy tables cannot hold anything else. Without nft the check is left out, with a warning.
+    Legacy tables: see `faithful_legacy`. Without nft the check is left out, with a warning.
     """
-    if ruleset.backend is not Backend.NFT or not ruleset.tables:
+    if not ruleset.tables:
         return ruleset
+    if ruleset.backend is not Backend.NFT:
+        return faithful_legacy(ruleset)
     nft, unshare = find("nft"), find("unshare")
     restore = find(tool(ruleset.family, Backend.NFT, "restore"))
     if nft is None or unshare is None or restore is None or os.geteuid() != 0:
