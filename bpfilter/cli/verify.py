@@ -23,7 +23,7 @@ from bpfilter.rollout.dispatch import merge, render
 from bpfilter.rollout.mark import choose, ruleset_uses
 from bpfilter.ruleset.tools import default_backend
 
-_MISSED_SHOWN = 20
+_REASONS_SHOWN, _RULES_SHOWN = 20, 3
 
 
 def cutover(plan: Plan, interfaces: Sequence[str]) -> Marking | str:
@@ -80,11 +80,12 @@ def verify_command(
         json.dump(report.as_json(), sys.stdout, indent=1)
         sys.stdout.write("\n")
     else:
-        _render(report, Console(highlight=False), verbose)
+        render_report(report, Console(highlight=False), verbose)
     return 0 if report.holds else 1
 
 
-def _render(report: Report, console: Console, verbose: bool) -> None:
+def render_report(report: Report, console: Console, verbose: bool) -> None:
+    """The report as text; `verbose` lists every rule that was not reached."""
     console.print(
         f"[bold]{escape(report.source)}[/] {report.family} with iptables-{report.backend},"
         f" seed {report.seed}"
@@ -144,11 +145,20 @@ def _lines(shadow: Tally, cutover: Tally | None) -> list[tuple[str, str, str]]:
 
 
 def _render_missed(chain: ChainReport, console: Console, verbose: bool) -> None:
-    shown = chain.missed if verbose else chain.missed[:_MISSED_SHOWN]
-    for missed in shown:
-        console.print(f"  not reached: {escape(missed.rule)} — {escape(missed.reason)}")
-    if len(chain.missed) > len(shown):
-        console.print(f"  … and {len(chain.missed) - len(shown)} more; --verbose lists them")
+    if chain.unreachable:
+        console.print(f"  {chain.unreachable} rules can be reached by no packet")
+    if verbose:
+        for missed in chain.missed:
+            console.print(f"  not reached: {escape(missed.rule)} — {escape(missed.reason)}")
+        return
+    reasons = chain.missed_by_reason()
+    for reason, rules in list(reasons.items())[:_REASONS_SHOWN]:
+        more = f" and {len(rules) - _RULES_SHOWN} more" if len(rules) > _RULES_SHOWN else ""
+        names = ", ".join(rules[:_RULES_SHOWN])
+        console.print(f"  not reached: {escape(names)}{more} — {escape(reason)}")
+    if len(reasons) > _REASONS_SHOWN:
+        rest = sum(len(rules) for rules in list(reasons.values())[_REASONS_SHOWN:])
+        console.print(f"  … and {rest} more rules; --verbose lists them")
 
 
 def _render_divergence(divergence: Divergence, console: Console) -> None:

@@ -11,7 +11,7 @@ from bpfilter.compiler.coverage import passed_entries
 from bpfilter.compiler.ir import Action
 from bpfilter.compiler.plan import ChainPlan
 from bpfilter.lab.oracle import Observation
-from bpfilter.lab.report import Missed
+from bpfilter.lab.report import UNREACHABLE, Missed
 from bpfilter.lab.topology import device_names
 from bpfilter.ruleset.fields import NamePattern
 from bpfilter.ruleset.model import Match, RuleRef, Ruleset
@@ -64,7 +64,7 @@ def _reason(
 ) -> str:
     if ref in shadowed:
         by = ", ".join(map(str, shadowed[ref][:3]))
-        return f"unreachable: shadowed by {by}" if by else "unreachable: no packet can match it"
+        return f"{UNREACHABLE}: " + (f"shadowed by {by}" if by else "no packet can match it")
     rule = ruleset.rule(ref)
     treatment = chain.treatments.get(ref)
     if ref in passed and treatment is not None and treatment.action in (Action.ITEM, Action.PUNT):

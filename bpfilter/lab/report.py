@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 SCHEMA_VERSION = 1
+UNREACHABLE = "unreachable"
+"""How the reason of a rule begins that no packet can reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,18 @@ class ChainReport:
     missed: tuple[Missed, ...]
     counters_compared: int
     divergences: tuple[Divergence, ...]
+
+    @property
+    def unreachable(self) -> int:
+        """Rules that were not reached because no packet can reach them."""
+        return sum(missed.reason.startswith(UNREACHABLE) for missed in self.missed)
+
+    def missed_by_reason(self) -> Mapping[str, Sequence[str]]:
+        """Reason → the rules that were not reached for it, the most frequent reason first."""
+        found: dict[str, list[str]] = {}
+        for missed in self.missed:
+            found.setdefault(missed.reason, []).append(missed.rule)
+        return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
 
 
 @dataclass(frozen=True, slots=True)
