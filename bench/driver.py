@@ -41,9 +41,10 @@ class Driver:
     def __init__(self, frames: Sequence[bytes], *, ifindex: int = 0) -> None:
         """`ifindex`: where `flood` sends the frames. Raises KernelError without clang or rights."""
         self._directory = tempfile.TemporaryDirectory(prefix="bpfilter-bench-")
-        self._object = BpfObject(_build(Path(self._directory.name)))
-        self._object.set_map("frames", max_entries=len(frames))
-        self._object.load()
+        self._object = BpfObject.loaded(
+            _build(Path(self._directory.name)),
+            lambda opened: opened.set_map("frames", max_entries=len(frames)),
+        )
         self.frame = frames[0]
         keys = b"".join(struct.pack("=I", index) for index in range(len(frames)))
         values = b"".join(frame.ljust(_SLOT, b"\0") for frame in frames)

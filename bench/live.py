@@ -18,11 +18,12 @@ import numpy as np
 from bench.driver import Driver
 from bench.frames import frame, headers
 from bench.generate import Style, generate, ruleset_text
-from bench.network import FILTERING, SENDING, Network, inside
+from bench.network import FILTERING, SENDING, Network
 from bench.report import Live
 from bpfilter.compiler.compile import assemble, compile_ruleset
 from bpfilter.compiler.mark import DEFAULT_MARK
 from bpfilter.compiler.plan import Image, Plan
+from bpfilter.demo.network import inside
 from bpfilter.kernel.attach import attach
 from bpfilter.kernel.config import Mode
 from bpfilter.kernel.program import Classifier, Options

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
-from pyroute2 import netns
-
+from bpfilter.demo.network import Namespaces, inside
 from bpfilter.errors import LabError
 
 SENDING, FILTERING = "g0", "v0"
 _LOCK = "XTABLES_LOCKFILE"
 
 
-class Network:
+class Network(Namespaces):
     """The pair; leaving the context removes it. Every destination is local to the filtering side.
 
     Packets that the filter accepts are dropped right after it, in the security table, so that no
@@ -27,27 +23,11 @@ class Network:
     def __init__(self) -> None:
         self.sender = f"bpfilter-bench-{os.getpid()}-s"
         self.filter = f"bpfilter-bench-{os.getpid()}-f"
+        super().__init__(self.sender, self.filter)
 
-    def __enter__(self) -> Network:
-        try:
-            self._build()
-        except BaseException:
-            self.remove()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.remove()
-
-    def _build(self) -> None:
-        for name in (self.sender, self.filter):
-            _run("ip", "netns", "add", name)
-            _run("ip", "-n", name, "link", "set", "lo", "up")
+    def build(self) -> None:
+        """The veth pair, and a route that makes every destination local."""
+        super().build()
         _run("ip", "-n", self.filter, "link", "add", FILTERING, "type", "veth",
              "peer", "name", SENDING, "netns", self.sender)  # fmt: skip
         with inside(self.filter):
@@ -61,11 +41,6 @@ class Network:
              "priority", "1")  # fmt: skip
         # With GRO on, veth takes frames by NAPI, as a network card's driver does.
         _run("ip", "netns", "exec", self.filter, "ethtool", "-K", FILTERING, "gro", "on")
-
-    def remove(self) -> None:
-        """Delete both namespaces, and with them everything inside."""
-        for name in (self.sender, self.filter):
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=30)
 
     def restore(self, backend: str, text: str, *words: str) -> None:
         """Load rules on the filtering side by iptables-restore."""
@@ -85,16 +60,6 @@ class Network:
                 if name == FILTERING:
                     return int(numbers.split()[1])
         raise LabError(f"{FILTERING} is gone", hint="run the benchmark again")
-
-
-@contextmanager
-def inside(name: str) -> Iterator[None]:
-    """The calling thread works in the named namespace."""
-    netns.pushns(name)
-    try:
-        yield
-    finally:
-        netns.popns()
 
 
 def _run(*words: str, stdin: str | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 
@@ -21,8 +20,6 @@ def run_app(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
 
     A command's own exit code is what it returns or raises as `typer.Exit`; else 0.
     """
-    # The compiler makes a great many small values and no cycles: collecting often only costs.
-    gc.set_threshold(500_000)
     errors = Console(stderr=True, highlight=False)
     try:
         code = typer.main.get_command(app).main(arguments, prog_name=name, standalone_mode=False)

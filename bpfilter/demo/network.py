@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from pyroute2 import netns
 
@@ -35,7 +36,7 @@ def ip(*words: str) -> None:
     if done.returncode != 0:
         raise LabError(
             f"ip {' '.join(words)}: {done.stderr.strip()}",
-            hint="the demonstration needs root and network namespaces",
+            hint="it needs root and network namespaces",
         )
 
 
@@ -49,16 +50,26 @@ def inside(name: str) -> Iterator[None]:
         netns.popns()
 
 
-class Network:
-    """The server's and the client's namespace, joined by a veth pair."""
+class Namespaces:
+    """Named network namespaces; entering the context makes them, leaving it removes them."""
 
-    def __init__(self) -> None:
-        self.server = f"{PREFIX}{os.getpid()}-server"
-        self.client = f"{PREFIX}{os.getpid()}-client"
+    def __init__(self, *names: str) -> None:
+        self.names = names
 
-    def __enter__(self) -> Network:
+    def build(self) -> None:
+        """Make the namespaces, with `lo` up; a subclass goes on from there."""
+        for name in self.names:
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+
+    def remove(self) -> None:
+        """Delete the namespaces, and with them everything inside."""
+        for name in self.names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=30)
+
+    def __enter__(self) -> Self:
         try:
-            self._build()
+            self.build()
         except BaseException:
             self.remove()
             raise
@@ -72,16 +83,19 @@ class Network:
     ) -> None:
         self.remove()
 
-    def remove(self) -> None:
-        """Delete both namespaces, and with them everything inside."""
-        for name in (self.server, self.client):
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=30)
 
-    def _build(self) -> None:
+class Network(Namespaces):
+    """The server's and the client's namespace, joined by a veth pair."""
+
+    def __init__(self) -> None:
+        self.server = f"{PREFIX}{os.getpid()}-server"
+        self.client = f"{PREFIX}{os.getpid()}-client"
+        super().__init__(self.server, self.client)
+
+    def build(self) -> None:
+        """Addresses and routes as the demonstration needs them."""
         _remove_abandoned()
-        for name in (self.server, self.client):
-            ip("netns", "add", name)
-            ip("-n", name, "link", "set", "lo", "up")
+        super().build()
         ip("-n", self.server, "link", "add", DEVICE, "type", "veth",
            "peer", "name", "eth0", "netns", self.client)  # fmt: skip
         for name, device, ipv4, ipv6 in (

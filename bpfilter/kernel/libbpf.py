@@ -9,7 +9,7 @@ import ctypes
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -92,6 +92,18 @@ class BpfObject:
         self._object = self._lib.bpf_object__open_file(os.fsencode(path), None)
         if not self._object:
             raise self._error("cannot be opened", ctypes.get_errno())
+
+    @classmethod
+    def loaded(cls, path: Path, prepare: Callable[[BpfObject], object]) -> BpfObject:
+        """Open an object, `prepare` it (sizes, constants, types), load it; or leave nothing."""
+        opened = cls(path)
+        try:
+            prepare(opened)
+            opened.load()
+        except BaseException:
+            opened.close()
+            raise
+        return opened
 
     def set_map(
         self,

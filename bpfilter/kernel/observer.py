@@ -55,6 +55,7 @@ class Observer:
     """Attached links and their records; a context manager."""
 
     def __init__(self, loaded: BpfObject) -> None:
+        self._object = loaded
         self._stack = ExitStack()
         self._stack.callback(loaded.close)
         self._records = MappedArray(loaded.map_fd("seen"), SEEN, RECORDS)
@@ -66,15 +67,7 @@ class Observer:
 
         Two observers cannot watch one hook: a priority holds one link (EBUSY).
         """
-        loaded = BpfObject(TEMPLATES / "observer.bpf.o")
-        try:
-            for name in ("before_filter", "after_filter"):
-                loaded.set_type(name, _PROG_TYPE_NETFILTER, syscall.BPF_NETFILTER)
-            loaded.load()
-        except BaseException:
-            loaded.close()
-            raise
-        observer = cls(loaded)
+        observer = cls(BpfObject.loaded(TEMPLATES / "observer.bpf.o", _as_netfilter))
         try:
             chosen = [(family, hook) for family in families for hook in hooks]
             for family, hook in chosen:
@@ -83,7 +76,7 @@ class Observer:
                     ("after_filter", AFTER_FILTER),
                 ):
                     words = (_PROTOCOL[family], hook, priority & 0xFFFFFFFF, 0)
-                    fd = loaded.program_fd(name)
+                    fd = observer._object.program_fd(name)
                     link = syscall.link_create(fd, 0, syscall.BPF_NETFILTER, words)
                     observer._stack.callback(os.close, link)
         except BaseException:
@@ -113,3 +106,8 @@ class Observer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _as_netfilter(loaded: BpfObject) -> None:
+    for name in ("before_filter", "after_filter"):
+        loaded.set_type(name, _PROG_TYPE_NETFILTER, syscall.BPF_NETFILTER)
