@@ -12,7 +12,9 @@ from bpfilter.ruleset.fields import ADDRESS_TYPES, Family, Field, State
 
 def describe_packet(packet: Mapping[Field, int], space: Space) -> str:
     """The fields of a packet that are not zero, as `name value`, in the order given."""
-    words = [f"{name} {_value(name, value, space)}" for name, value in packet.items() if value]
+    words = [
+        f"{name} {describe_value(name, value, space)}" for name, value in packet.items() if value
+    ]
     return ", ".join(words) or "a packet with all fields zero"
 
 
@@ -24,7 +26,8 @@ def describe_counterexample(example: Counterexample, space: Space) -> str:
     )
 
 
-def _value(name: Field, value: int, space: Space) -> str:
+def describe_value(name: Field, value: int, space: Space) -> str:
+    """One field's value as iptables would write it, or as a number."""
     if name in (Field.SOURCE, Field.DESTINATION):
         version = ipaddress.IPv4Address if space.family is Family.IPV4 else ipaddress.IPv6Address
         return str(version(value))

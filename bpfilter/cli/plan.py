@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,8 +17,13 @@ from bpfilter.analysis.equivalence import Proof, prove
 from bpfilter.analysis.fates import fates
 from bpfilter.analysis.proven import with_proven_functions
 from bpfilter.compiler.compile import assemble, compile_ruleset
+from bpfilter.compiler.mark import DEFAULT_MARK
 from bpfilter.errors import ProofFailed
+from bpfilter.kernel.config import Mode
+from bpfilter.kernel.described import describe_program
+from bpfilter.kernel.program import Classifier, Options
 from bpfilter.report.document import Document, chains_of, plan_document
+from bpfilter.report.passes import Pass, pass_document, render_passes
 from bpfilter.report.text import render_plan
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.live import read_live
@@ -73,6 +78,13 @@ def plan_command(
     proof_seconds: Annotated[
         float, typer.Option(min=0.0, help="Time bound of the equivalence proof of one chain.")
     ] = 30.0,
+    shown: Annotated[
+        Pass | None, typer.Option("--pass", help="Print what this pass of the compiler made.")
+    ] = None,
+    program: Annotated[
+        bool,
+        typer.Option("--program", help="Load the program, print what the kernel made of it."),
+    ] = False,
 ) -> None:
     """Translate a ruleset and say what becomes of every rule. Changes nothing.
 
@@ -85,6 +97,9 @@ def plan_command(
     with console.status("reading the ruleset") as status:
         started = time.perf_counter()
         source = load(ruleset, backend, family)
+        if shown is not None or program:
+            _inspect(source, shown, program, output)
+            return
         read = time.perf_counter() - started
         document = make_document(source, read, proof_seconds, status.update)
     if output is Format.JSON:
@@ -98,6 +113,21 @@ def plan_command(
             f"the compiled tables do not equal the ruleset: {'; '.join(filter(None, wrong))}",
             hint="this is a defect of bpfilter: please report it with the ruleset",
         )
+
+
+def _inspect(source: Ruleset, shown: Pass | None, program: bool, output: Format) -> None:
+    """Print a pass and the loaded program; nothing stays loaded, nothing is attached."""
+    plan = compile_ruleset(source)
+    found: dict[str, Any] = {} if shown is None else {"passes": pass_document(plan, shown)}
+    if program:
+        options = Options(mode=Mode.LIVE_INPUT, marking=DEFAULT_MARK, leased=True, generation=True)
+        with Classifier.load(assemble([plan]), options) as classifier:
+            found["program"] = describe_program(classifier.fd)
+    if output is Format.JSON:
+        json.dump(found, sys.stdout, indent=1)
+        sys.stdout.write("\n")
+    else:
+        render_passes(found, Console(highlight=False))
 
 
 def make_document(

@@ -233,12 +233,13 @@ def open_pin(path: Path) -> int:
     return bpf(OBJ_GET, _Object(ctypes.addressof(name), 0, 0), f"open pin {path}")
 
 
-def object_info(fd: int, size: int = 256) -> bytes:
+def object_info(fd: int, size: int = 256, asked: bytes = b"") -> bytes:
     """struct bpf_prog_info, bpf_map_info or bpf_link_info; the id is its second u32, type first.
 
-    For links: type, id, prog_id.
+    For links: type, id, prog_id. `asked`: the structure as it is given, where its members say what
+    else to write and where to.
     """
-    buffer = ctypes.create_string_buffer(size)
+    buffer = ctypes.create_string_buffer(asked, size)
     bpf(
         OBJ_GET_INFO,
         _Info(fd, size, ctypes.addressof(buffer)),
