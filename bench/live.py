@@ -27,7 +27,7 @@ from bpfilter.demo.network import inside
 from bpfilter.kernel.attach import attach
 from bpfilter.kernel.config import Mode
 from bpfilter.kernel.program import Classifier, Options
-from bpfilter.kernel.syscall import PROG_TEST_RUN, bpf
+from bpfilter.kernel.syscall import PROG_TEST_RUN, RunAttributes, bpf
 from bpfilter.rollout.dispatch import render
 from bpfilter.ruleset.read import read_text
 
@@ -38,24 +38,6 @@ _SECONDS = 0.3
 _ROUNDS = 5
 _AFTER = "*security\n:INPUT DROP [0:0]\nCOMMIT\n"
 _BACKENDS = ("legacy", "nft")
-
-
-class _Run(ctypes.Structure):
-    """The members of union bpf_attr for BPF_PROG_TEST_RUN."""
-
-    _fields_ = (
-        ("program", ctypes.c_uint32),
-        ("result", ctypes.c_uint32),
-        ("sizes", ctypes.c_uint32 * 2),
-        ("data", ctypes.c_uint64 * 2),
-        ("repeat", ctypes.c_uint32),
-        ("duration", ctypes.c_uint32),
-        ("context_sizes", ctypes.c_uint32 * 2),
-        ("contexts", ctypes.c_uint64 * 2),
-        ("flags", ctypes.c_uint32),
-        ("cpu", ctypes.c_uint32),
-        ("batch", ctypes.c_uint32),
-    )
 
 
 def measure_live(style: Style, sizes: Sequence[int], seed: int, packets: int) -> list[Live]:
@@ -140,9 +122,14 @@ def _fitting(run: Callable[[int], float]) -> int:
 def _flood(network: Network, driver: Driver, count: int) -> float:
     """Send that many packets; seconds until all were received and judged."""
     data = ctypes.create_string_buffer(driver.frame, len(driver.frame))
-    attributes = _Run(program=driver.flood, repeat=count, flags=_LIVE_FRAMES, batch=_BATCH)
-    attributes.sizes[0] = len(driver.frame)
-    attributes.data[0] = ctypes.addressof(data)
+    attributes = RunAttributes(
+        prog_fd=driver.flood,
+        data_size_in=len(driver.frame),
+        data_in=ctypes.addressof(data),
+        repeat=count,
+        flags=_LIVE_FRAMES,
+        batch_size=_BATCH,
+    )
     with inside(network.sender):
         start = time.perf_counter()
         bpf(PROG_TEST_RUN, attributes, "send packets")

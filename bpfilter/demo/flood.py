@@ -18,9 +18,9 @@ from contextlib import contextmanager
 
 from bpfilter.demo.network import DEVICE, FLOOD4, SERVER4, Network, inside
 from bpfilter.demo.traffic import checksum
-from bpfilter.kernel.syscall import bpf
+from bpfilter.kernel.syscall import PROG_TEST_RUN, RunAttributes, bpf
 
-_BPF_PROG_LOAD, _BPF_PROG_TEST_RUN = 5, 10
+_BPF_PROG_LOAD = 5
 _PROG_TYPE_XDP, _ATTACH_XDP = 6, 37
 _LIVE_FRAMES = 2
 _BATCH = 64
@@ -81,36 +81,16 @@ class Flooder:
 
     def _send(self, frame: bytes, count: int) -> int:
         data = ctypes.create_string_buffer(frame, len(frame))
-        attributes = _Run(
-            program=self._program,
-            size_in=len(frame),
+        attributes = RunAttributes(
+            prog_fd=self._program,
+            data_size_in=len(frame),
             data_in=ctypes.addressof(data),
             repeat=count,
             flags=_LIVE_FRAMES,
-            batch=_BATCH,
+            batch_size=_BATCH,
         )
-        bpf(_BPF_PROG_TEST_RUN, attributes, "send packets")
+        bpf(PROG_TEST_RUN, attributes, "send packets")
         return int(attributes.duration)
-
-
-class _Run(ctypes.Structure):
-    """The members of union bpf_attr for BPF_PROG_TEST_RUN."""
-
-    _fields_ = (
-        ("program", ctypes.c_uint32),
-        ("result", ctypes.c_uint32),
-        ("size_in", ctypes.c_uint32),
-        ("size_out", ctypes.c_uint32),
-        ("data_in", ctypes.c_uint64),
-        ("data_out", ctypes.c_uint64),
-        ("repeat", ctypes.c_uint32),
-        ("duration", ctypes.c_uint32),
-        ("context_sizes", ctypes.c_uint32 * 2),
-        ("contexts", ctypes.c_uint64 * 2),
-        ("flags", ctypes.c_uint32),
-        ("cpu", ctypes.c_uint32),
-        ("batch", ctypes.c_uint32),
-    )
 
 
 class _Load(ctypes.Structure):

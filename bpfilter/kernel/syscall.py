@@ -70,7 +70,9 @@ class _Batch(_Attr):
     )
 
 
-class _TestRun(_Attr):
+class RunAttributes(_Attr):
+    """The members of union bpf_attr for BPF_PROG_TEST_RUN."""
+
     _fields_ = (
         ("prog_fd", ctypes.c_uint32),
         ("retval", ctypes.c_uint32),
@@ -207,7 +209,7 @@ def run_program(fd: int, frame: bytes, *, repeat: int = 1, context: bytes = b"")
     Raises KernelCallFailed with errno EINVAL for frames that the kernel finds too short.
     """
     data, ctx, out = _bytes(frame), _bytes(context), ctypes.create_string_buffer(len(context))
-    attr = _TestRun(
+    attr = RunAttributes(
         prog_fd=fd,
         data_size_in=len(frame),
         data_in=ctypes.addressof(data),
