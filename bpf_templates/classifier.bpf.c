@@ -10,6 +10,7 @@
 #include "maps.h"
 #include "parse.h"
 #include "rows.h"
+#include "scope.h"
 #include "walk.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -107,6 +108,8 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct packet *
 		return reason;
 	if (config.mode == MODE_LIVE_INPUT && address_type(p, p->destination) != RTN_LOCAL)
 		return REASON_NOT_LOCAL;
+	if (!in_scope(p))
+		return REASON_SCOPE;
 	if (p->version == 4)
 		return config.forced ? classify(skb, p, d, 1) : classify(skb, p, d, 0);
 	return config.forced ? classify(skb, p, d, 3) : classify(skb, p, d, 2);

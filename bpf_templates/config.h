@@ -144,7 +144,7 @@ struct config {
 	__u32 shadow;	     /* store predictions for comparison */
 	__u32 shadow_share;  /* of 65536 packets that are predicted */
 	__u32 verify_share;  /* of 65536 decided packets that are left to iptables and compared */
-	__u32 scope_share;   /* of 65536 flows that may be decided */
+	__u32 scope_share;   /* of 65536 flows that may be decided; 0: all */
 	__u32 scope_sources; /* only packets from the networks of `scope` may be decided */
 	__u32 early;	     /* DROP here what the early profile allows */
 	__u32 summary_words; /* of every row */

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from types import TracebackType
 
@@ -87,6 +88,8 @@ class Options:
     `chain`: in modes FORCED and EVAL, FORWARD or any other. `interfaces`: ifindex → name; packets
     of others are punted where a rule asks for it. `out_interface`: the fixed name
     for `-o`. `leased`, `generation`: decide only under a lease, only while the rules are as set.
+    `scope_share`: decide only so many of 65536 flows, both directions alike (0: all);
+    `scope_sources`: only packets from these networks (none given: from all).
     """
 
     mode: Mode = Mode.EVAL
@@ -99,6 +102,8 @@ class Options:
     leased: bool = False
     generation: bool = False
     counting: bool = True
+    scope_share: int = 0
+    scope_sources: tuple[IPv4Network | IPv6Network, ...] = ()
 
 
 class Classifier:
@@ -320,6 +325,8 @@ def _config(options: Options) -> Config:
         table_type=struct_id("xt_table") if options.generation else 0,
         trace=options.trace,
         counting=options.counting,
+        scope_share=options.scope_share,
+        scope_sources=bool(options.scope_sources),
         iterations=ITERATIONS,
         legacy_hook4=hooks.get("ipt_do_table", 0),
         legacy_hook6=hooks.get("ip6t_do_table", 0),
@@ -342,6 +349,7 @@ def _size_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
     loaded.set_map("macs", max_entries=len(contents.macs[0]))
     _size_interfaces(loaded, options.interfaces or {})
     loaded.set_map("addresses", max_entries=max(2 * len(options.addresses), 1024))
+    loaded.set_map("scope", max_entries=len(options.scope_sources))
     loaded.set_map("trace", max_entries=_record_count(options.trace))
     loaded.set_map("counters", max_entries=contents.counters if options.counting else 1)
     loaded.set_map("punts", max_entries=len(Reason))
@@ -375,6 +383,14 @@ def _fill_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
         _write_interface(loaded.map_fd("interfaces"), contents, index, name)
     for route in options.addresses:
         syscall.map_update(loaded.map_fd("addresses"), route.key, struct.pack("=I", route.kind))
+    for network in options.scope_sources:
+        syscall.map_update(loaded.map_fd("scope"), _network_key(network), struct.pack("=I", 1))
+
+
+def _network_key(network: IPv4Network | IPv6Network) -> bytes:
+    """Key of `addresses` and `scope`: see struct address_key."""
+    head = struct.pack("=I", 32 + network.prefixlen) + struct.pack("!I", network.version)
+    return head + network.network_address.packed.ljust(16, b"\0")
 
 
 def _write_interface(fd: int, contents: Contents, index: int, name: str) -> None:
