@@ -11,6 +11,7 @@
 #include "parse.h"
 #include "rows.h"
 #include "scope.h"
+#include "shadow.h"
 #include "walk.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -146,6 +147,8 @@ int classifier(struct __sk_buff *skb)
 	struct packet p = {};
 
 	d.reason = decide(skb, &p, &d);
+	if (!d.reason && (config.shadow || config.verify_share))
+		d.reason = sample(skb, &p, d.slot, d.node, d.final);
 	if (d.reason) {
 		d.outcome = OUTCOME_PUNT;
 		d.code = 0;

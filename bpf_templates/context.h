@@ -93,7 +93,8 @@ static __always_inline __u32 packet_type(context_t *ctx)
 
 #elif defined(HOOK_NETFILTER)
 
-typedef struct bpf_nf_ctx context_t;
+/* No typedef: CO-RE looks for the kernel's type by the name that an access was made with. */
+#define context_t struct bpf_nf_ctx
 
 /* The packet may lie in fragments beyond the linear part; what does is not read. */
 #define LOAD(ctx, offset, to)                                                              \

@@ -36,8 +36,13 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+struct list_head {
+	struct list_head *next;
+} KERNEL_TYPE;
+
 struct net_device {
 	int ifindex;
+	struct list_head ptype_specific;
 	possible_net_t nd_net;
 	const unsigned char *dev_addr;
 } KERNEL_TYPE;
@@ -75,6 +80,11 @@ struct xt_table {
 struct nf_hook_state {
 	__u8 hook;
 	__u8 pf;
+	struct net_device *out;
+} KERNEL_TYPE;
+
+struct nf_conn {
+	unsigned long status; /* IPS_* */
 } KERNEL_TYPE;
 
 struct bpf_nf_ctx {

@@ -95,12 +95,10 @@ static __always_inline __u64 legacy_generation(const struct nf_hook_entries *ent
 	return mixed;
 }
 
-/* What the kernel itself says of the rules in this packet's network namespace. */
-static __always_inline void observe_generation(context_t *ctx, struct generation *g,
-					       const enum which which)
+/* What the kernel itself says of the rules in a network namespace. */
+static __always_inline void observe_network(struct net *net, struct generation *g,
+					    const enum which which)
 {
-	struct net *net = network_of(ctx);
-
 	if (bpf_core_field_exists(net->nft.base_seq)) {
 		g->nft = net->nft.base_seq;
 		g->known |= KNOWS_NFT;
@@ -117,16 +115,28 @@ static __always_inline void observe_generation(context_t *ctx, struct generation
 			legacy_generation(net->nf.hooks_ipv6[NF_LOCAL_IN], config.legacy_hook6);
 }
 
-static __always_inline int generation_differs(context_t *ctx, const struct runtime *run)
+static __always_inline void observe_generation(context_t *ctx, struct generation *g,
+					       const enum which which)
+{
+	observe_network(network_of(ctx), g, which);
+}
+
+/* Whether the rules of a network namespace are not those that the daemon vouched for. */
+static __always_inline int network_differs(struct net *net, int ipv6, const struct runtime *run)
 {
 	struct generation g = {};
 
-	if (ether_protocol(ctx) == bpf_htons(ETH_P_IPV6)) {
-		observe_generation(ctx, &g, FAMILY_IPV6);
+	if (ipv6) {
+		observe_network(net, &g, FAMILY_IPV6);
 		return g.nft != run->nft || g.legacy[1] != run->legacy[1];
 	}
-	observe_generation(ctx, &g, FAMILY_IPV4);
+	observe_network(net, &g, FAMILY_IPV4);
 	return g.nft != run->nft || g.legacy[0] != run->legacy[0];
+}
+
+static __always_inline int generation_differs(context_t *ctx, const struct runtime *run)
+{
+	return network_differs(network_of(ctx), ether_protocol(ctx) == bpf_htons(ETH_P_IPV6), run);
 }
 
 #endif

@@ -9,22 +9,11 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#include "conntrack.h"
 #include "kernel_types.h"
 
-#define NF_ACCEPT	    1
-#define NFPROTO_IPV4	    2
-#define NFCT_INFO	    7ul /* low bits of skb->_nfct, see enum ip_conntrack_info */
-#define IP_CT_RELATED	    1
-#define IP_CT_NEW	    2
-#define IP_CT_RELATED_REPLY 4
-#define IP_CT_UNTRACKED	    7
-
-/* Numbers of State in bpfilter/ruleset/fields.py. */
-#define STATE_NEW	  1
-#define STATE_ESTABLISHED 2
-#define STATE_RELATED	  4
-#define STATE_INVALID	  8
-#define STATE_UNTRACKED	  16
+#define NF_ACCEPT    1
+#define NFPROTO_IPV4 2
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -46,20 +35,6 @@ struct {
 	__uint(value_size, sizeof(struct seen));
 	__uint(map_flags, BPF_F_MMAPABLE);
 } seen SEC(".maps");
-
-/* As conntrack_mt of net/netfilter/xt_conntrack.c decides it. */
-static __always_inline __u32 state_of(unsigned long nfct)
-{
-	__u32 info = nfct & NFCT_INFO;
-
-	if (!(nfct & ~NFCT_INFO))
-		return info == IP_CT_UNTRACKED ? STATE_UNTRACKED : STATE_INVALID;
-	if (info == IP_CT_NEW)
-		return STATE_NEW;
-	if (info == IP_CT_RELATED || info == IP_CT_RELATED_REPLY)
-		return STATE_RELATED;
-	return STATE_ESTABLISHED;
-}
 
 static __always_inline struct seen *record_of(const struct bpf_nf_ctx *ctx)
 {

@@ -19,6 +19,7 @@ from bpfilter.errors import KernelError, VerifierRejected
 LOG_BYTES = 1 << 20
 _LOG_LINES = 25
 _PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _messages = threading.local()
 
 
@@ -66,12 +67,16 @@ def library() -> ctypes.CDLL:
         ("bpf_program__set_expected_attach_type", ctypes.c_int, (pointer, ctypes.c_int)),
         ("bpf_program__set_log_buf", ctypes.c_int, (pointer, pointer, size)),
         ("bpf_map__fd", ctypes.c_int, (pointer,)),
+        ("bpf_map__reuse_fd", ctypes.c_int, (pointer, ctypes.c_int)),
         ("bpf_map__set_max_entries", ctypes.c_int, (pointer, number)),
         ("bpf_map__set_type", ctypes.c_int, (pointer, ctypes.c_int)),
         ("bpf_map__set_value_size", ctypes.c_int, (pointer, number)),
         ("bpf_map__value_size", number, (pointer,)),
         ("bpf_map__initial_value", pointer, (pointer, ctypes.POINTER(size))),
         ("libbpf_set_print", pointer, (_PRINT,)),
+        ("ring_buffer__new", pointer, (ctypes.c_int, _SAMPLE, pointer, pointer)),
+        ("ring_buffer__consume", ctypes.c_int, (pointer,)),
+        ("ring_buffer__free", None, (pointer,)),
     ):
         function = getattr(lib, name)
         function.restype = result
@@ -121,6 +126,12 @@ class BpfObject:
             self._lib.bpf_map__set_max_entries(handle, max(max_entries, 1))
         if value_size is not None:
             self._lib.bpf_map__set_value_size(handle, value_size)
+
+    def reuse_map(self, name: str, fd: int) -> None:
+        """Share a map that exists already, before loading; its own size and type are taken."""
+        failed = self._lib.bpf_map__reuse_fd(self._map(name), fd)
+        if failed:
+            raise self._error(f"cannot share the map {name}", -failed)
 
     def set_constants(self, name: str, value: ctypes.Structure) -> None:
         """Write a read-only section that holds one struct, before loading."""
@@ -212,6 +223,37 @@ class BpfObject:
             if number in (1, 13)
             else "make templates compiles the objects; bpfilter needs Linux 6.6 with BTF",
         )
+
+
+class RingBuffer:
+    """The reading end of a BPF_MAP_TYPE_RINGBUF map; one reader per map."""
+
+    def __init__(self, fd: int) -> None:
+        self._lib = library()
+        self._read: list[bytes] = []
+        self._callback = _SAMPLE(self._take)  # libbpf keeps only its address
+        self._ring = self._lib.ring_buffer__new(fd, self._callback, None, None)
+        if not self._ring:
+            number = ctypes.get_errno()
+            raise KernelError(
+                f"the ring of samples cannot be read ({_errno_name(number)})",
+                hint="free memory, then start again",
+            )
+
+    def _take(self, context: int, data: int, size: int) -> int:
+        self._read.append(ctypes.string_at(data, size))
+        return 0
+
+    def consume(self) -> list[bytes]:
+        """What was written since the last call."""
+        self._lib.ring_buffer__consume(self._ring)
+        read, self._read = self._read, []
+        return read
+
+    def close(self) -> None:
+        if self._ring:
+            self._lib.ring_buffer__free(self._ring)
+            self._ring = None
 
 
 def _errno_name(number: int) -> str:

@@ -85,6 +85,10 @@ class Result:
 class Options:
     """How to load an image.
 
+    `shadow_share`: of the packets that are remembered to be compared, nothing being decided;
+    `verify_share`: of decided packets that are left to iptables and compared. `room`: for packets
+    on their way from here to filter. See `kernel.shadow`, which compares.
+
     `chain`: in modes FORCED and EVAL, FORWARD or any other. `interfaces`: ifindex → name; packets
     of others are punted where a rule asks for it. `out_interface`: the fixed name
     for `-o`. `leased`, `generation`: decide only under a lease, only while the rules are as set.
@@ -104,6 +108,9 @@ class Options:
     counting: bool = True
     scope_share: int = 0
     scope_sources: tuple[IPv4Network | IPv6Network, ...] = ()
+    shadow_share: float = 0.0
+    verify_share: float = 0.0
+    room: int = 8192
 
 
 class Classifier:
@@ -327,10 +334,18 @@ def _config(options: Options) -> Config:
         counting=options.counting,
         scope_share=options.scope_share,
         scope_sources=bool(options.scope_sources),
+        shadow=options.shadow_share > 0,
+        shadow_share=_share(options.shadow_share),
+        verify_share=_share(options.verify_share),
         iterations=ITERATIONS,
         legacy_hook4=hooks.get("ipt_do_table", 0),
         legacy_hook6=hooks.get("ip6t_do_table", 0),
     )
+
+
+def _share(share: float) -> int:
+    """Of 65536 packets; a share that is not 0 is never rounded to 0."""
+    return max(round(share * 65536), 1) if share > 0 else 0
 
 
 def _record_count(trace: Trace) -> int:
@@ -352,6 +367,8 @@ def _size_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
     loaded.set_map("scope", max_entries=len(options.scope_sources))
     loaded.set_map("trace", max_entries=_record_count(options.trace))
     loaded.set_map("counters", max_entries=contents.counters if options.counting else 1)
+    compared = options.shadow_share > 0 or options.verify_share > 0
+    loaded.set_map("predictions", max_entries=options.room if compared else 1)
     loaded.set_map("punts", max_entries=len(Reason))
     loaded.set_map("outcomes", max_entries=SLOTS * len(Outcome))
 

@@ -19,6 +19,7 @@ MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_GET_NEXT = 1, 2, 3, 4
 OBJ_PIN, OBJ_GET, PROG_TEST_RUN, OBJ_GET_INFO = 6, 7, 10, 15
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH = 24, 26
 LINK_CREATE, LINK_DETACH = 28, 34
+RAW_TRACEPOINT_OPEN, MAP_LOOKUP_AND_DELETE = 17, 21
 
 MAP_TYPE_HASH = 1
 BPF_NETFILTER = 45
@@ -68,6 +69,10 @@ class _Batch(_Attr):
         ("elem_flags", ctypes.c_uint64),
         ("flags", ctypes.c_uint64),
     )
+
+
+class _RawTracepoint(_Attr):
+    _fields_ = (("name", ctypes.c_uint64), ("prog_fd", ctypes.c_uint32), ("pad", ctypes.c_uint32))
 
 
 class RunAttributes(_Attr):
@@ -160,6 +165,37 @@ def map_lookup(fd: int, key: bytes, size: int) -> bytes:
         _Element(fd, 0, ctypes.addressof(k), ctypes.addressof(v), 0),
         "read a map element",
     )
+    return v.raw
+
+
+def map_keys(fd: int, key_bytes: int, most: int) -> list[bytes]:
+    """Up to `most` keys of a hash map that others may be changing."""
+    keys: list[bytes] = []
+    following = ctypes.create_string_buffer(key_bytes)
+    while len(keys) < most:
+        key = _bytes(keys[-1]) if keys else None
+        address = 0 if key is None else ctypes.addressof(key)
+        element = _Element(fd, 0, address, ctypes.addressof(following), 0)
+        try:
+            bpf(MAP_GET_NEXT, element, "list a map")
+        except KernelCallFailed as error:
+            if error.errno == errno.ENOENT:
+                break
+            raise
+        keys.append(following.raw)
+    return keys
+
+
+def map_take(fd: int, key: bytes, size: int) -> bytes | None:
+    """Remove one element of a hash map and return its value; None if there is none."""
+    k, v = _bytes(key), ctypes.create_string_buffer(size)
+    element = _Element(fd, 0, ctypes.addressof(k), ctypes.addressof(v), 0)
+    try:
+        bpf(MAP_LOOKUP_AND_DELETE, element, "take a map element")
+    except KernelCallFailed as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
     return v.raw
 
 
@@ -256,3 +292,10 @@ def link_create(
     """A BPF link; `words` are what follows `flags` in union bpf_attr, as u32."""
     padded = (ctypes.c_uint32 * 8)(*words)
     return bpf(LINK_CREATE, _Link(fd, target, kind, flags, padded), "attach the program")
+
+
+def raw_tracepoint_open(fd: int, name: str) -> int:
+    """Run a program at a raw tracepoint of the host until the returned descriptor is closed."""
+    text = ctypes.create_string_buffer(name.encode())
+    attr = _RawTracepoint(ctypes.addressof(text), fd, 0)
+    return bpf(RAW_TRACEPOINT_OPEN, attr, f"attach to the tracepoint {name}")

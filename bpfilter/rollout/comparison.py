@@ -46,6 +46,7 @@ class Incomparable(StrEnum):
     OPEN = "dynamic rules decide"  # its set of possible verdicts was still checked
     TRANSLATED = "NAT rewrote it after the prediction"
     OTHER_CHAIN = "it went to the other chain, as NAT may make it"
+    EDITED = "the rules were edited while it was on its way"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,8 @@ class Sample:
     state: State
     predicted: Verdict
     actual: Verdict
+    via: tuple[RuleRef, ...] = ()
+    """The jumps that the prediction passed on its way to the rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,8 @@ class Comparison:
     incomparable: Mapping[Incomparable, int]
     samples: tuple[Sample, ...]
     lost_samples: int = 0
+    remembered: int = 0
+    """Predictions that were made to be compared: all that follows from `rules` on is about them."""
 
     @property
     def matches(self) -> int:
@@ -123,6 +128,16 @@ class Comparison:
     @property
     def mismatches(self) -> int:
         return sum(pairs.mismatches for pairs in self.rules.values())
+
+    @property
+    def incomparable_share(self) -> float:
+        """Of the remembered predictions, how many said nothing; 0.0 if there are none."""
+        return sum(self.incomparable.values()) / self.remembered if self.remembered else 0.0
+
+    @property
+    def unseen_share(self) -> float:
+        """Of the remembered predictions, how many were never settled; 0.0 if there are none."""
+        return sum(self.unseen.values()) / self.remembered if self.remembered else 0.0
 
     @property
     def attributed_share(self) -> float:

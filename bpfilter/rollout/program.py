@@ -19,6 +19,7 @@ from bpfilter.kernel.syscall import MAP_DELETE, bpf, map_update
 from bpfilter.rollout import pins
 from bpfilter.rollout.attached import Attached, attached
 from bpfilter.rollout.shadow import Bounds, Counted
+from bpfilter.rollout.watching import Watch, start_if_possible
 
 _WALKED = (Reason.RULE, Reason.NO_CODE)
 
@@ -39,15 +40,26 @@ class Program:
         self._links = links
         self._addresses = frozenset(addresses)
         self.generation: Generation | None = None
+        self.watch: Watch | None = None
+        self.unwatched: str | None = None
         self._numbers: set[int] = set()
         self._stack = ExitStack()
         self._stack.callback(classifier.close)
 
     @classmethod
-    def load(cls, image: Image, links: Mapping[str, int], mark: MarkField | None) -> Program:
+    def load(
+        cls,
+        image: Image,
+        links: Mapping[str, int],
+        mark: MarkField | None,
+        *,
+        share: float = 0.0,
+    ) -> Program:
         """Load for these interfaces (name → index); without a mark field it only counts.
 
-        It decides only while the kernel's rules are of the generation of this moment.
+        It decides only while the kernel's rules are of the generation of this moment. `share` of
+        the packets is compared with iptables' verdicts: see `watch`, or `unwatched`, which says
+        why that is impossible here.
         """
         addresses = read_local_table()
         options = Options(
@@ -57,15 +69,30 @@ class Program:
             marking=mark,
             leased=True,
             generation=True,
+            shadow_share=share if mark is None else 0.0,
+            verify_share=share if mark is not None else 0.0,
         )
         classifier = Classifier.load(image, options)
         program = cls(classifier, links, addresses)
         try:
+            program._compare(share)
             program.accept(program.observe())
         except BaseException:
             program.close()
             raise
         return program
+
+    def _compare(self, share: float) -> None:
+        """Before the program is attached and before the generation is observed: see `Watch`."""
+        if not share:
+            return
+        names = {index: name for name, index in self._links.items()}
+        started = start_if_possible(self._classifier, names)
+        if isinstance(started, str):
+            self.unwatched = started
+        else:
+            self.watch = started
+            self._stack.callback(started.close)
 
     def attach(self) -> None:
         """Attach at every interface's TC ingress; `close` detaches what was attached."""

@@ -18,6 +18,7 @@ from bpfilter.compiler.mark import MarkField
 from bpfilter.errors import RolloutError
 from bpfilter.kernel.generation import Generation
 from bpfilter.rollout import host
+from bpfilter.rollout.comparison import Comparison
 from bpfilter.rollout.drift import Fingerprint
 from bpfilter.rollout.journal import Journal, Stage
 from bpfilter.rollout.lease import LEASE_SECONDS, Lease
@@ -26,6 +27,7 @@ from bpfilter.rollout.prepare import LIVE_CHAINS, Prepared, prepare
 from bpfilter.rollout.program import Program
 from bpfilter.rollout.shadow import ShadowReport, compare
 from bpfilter.rollout.tables import Tables
+from bpfilter.rollout.watching import Watch, by_counters
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
 
@@ -36,13 +38,19 @@ _GRACE_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What an operator asks for. `force`: also enforce what is proven incompletely."""
+    """What an operator asks for. `force`: also enforce what is proven incompletely.
+
+    `shadow_share`: of the packets that are compared one by one in shadow. `verify_share`: of the
+    decided packets that are left to iptables and compared while enforcing.
+    """
 
     interfaces: tuple[str, ...]
     backend: Backend | None = None
     lease_seconds: float = LEASE_SECONDS
     chains: tuple[tuple[str, str], ...] = LIVE_CHAINS
     force: bool = False
+    shadow_share: float = 1.0
+    verify_share: float = 0.0
 
 
 Report = Callable[[str], None]
@@ -63,6 +71,7 @@ class Rollout:
         self._links: Mapping[str, int] = {}
         self._expected: Mapping[Tables, Fingerprint] = {}
         self._counted_from: Mapping[Family, Ruleset] = {}
+        self._since = 0.0
         self._ticks = 0
 
     def __enter__(self) -> Rollout:
@@ -154,6 +163,23 @@ class Rollout:
             for (plan, chain), numbers in zip(self.prepared.chains(), counted, strict=True)
         ]
 
+    def comparison(self) -> Comparison | None:
+        """Packet by packet in shadow, and of sampled packets in enforce; else by counters.
+
+        Counters are compared in shadow only. None if nothing is compared now.
+        """
+        program = self._program
+        if program is None or self.prepared is None:
+            return None
+        if program.watch is not None:
+            return program.watch.comparison()
+        if self.stage is not Stage.SHADOW:
+            return None
+        chains = self.prepared.chains()
+        reports = zip(chains, self.compare(), strict=True)
+        found = [(plan.family, chain, report) for (plan, chain), report in reports]
+        return by_counters(found, program.punted(), self._since)
+
     def decided(self) -> int:
         """Packets that the loaded program decided, or in shadow would have decided."""
         return 0 if self._program is None else self._program.decided()
@@ -213,7 +239,11 @@ class Rollout:
         self._expected = now
 
     def _start(self, prepared: Prepared, mark: MarkField | None) -> None:
-        program = self._program = Program.load(prepared.image, self._links, mark)
+        share = self.request.shadow_share if mark is None else self.request.verify_share
+        program = self._program = Program.load(prepared.image, self._links, mark, share=share)
+        self._since = time.time()
+        if program.unwatched is not None:
+            self._report(f"{program.unwatched}; counters are compared instead")
         program.attach()
         self.lease = Lease(program, self.request.lease_seconds)
 
@@ -254,6 +284,10 @@ class Rollout:
                 return f"interface {name} is gone or was renamed"
         if not program.attached():
             return "our program is no longer attached"
+        if program.watch is not None:
+            program.watch.poll()
+            if self.mark is not None and program.watch.mismatches:
+                return _mismatch(program.watch)
         if self.mark is not None and (foreign := program.foreign()):
             return f"foreign {foreign[0]} could forge marks"
         generation = program.observe()
@@ -281,3 +315,15 @@ class Rollout:
         self._program.accept(generation)
         self._report("the kernel's rules were edited, ours and those we translated are the same")
         return None
+
+
+def _mismatch(watch: Watch) -> str:
+    """The evidence that ends a stage, in one sentence."""
+    samples = watch.comparison().samples
+    if not samples:
+        return "a packet's verdict differed from what the program decides"
+    first = samples[0]
+    return (
+        f"iptables gave {first.actual} to a packet for which the program decides"
+        f" {first.predicted} by {first.key.family} {first.key.rule}"
+    )

@@ -1,0 +1,299 @@
+"""What became of the packets that the classifier foretold, one by one: bpf_templates/shadow.bpf.c.
+
+Netfilter links just before and just after filter, and the tracepoint of dropped packets. They never
+change a verdict and live as long as the `Shadow`, in the network namespace of the thread that
+attached them; a killed process leaves nothing. Need Linux 6.4. Links cannot be updated and a
+priority holds one, so a second generation takes the second pair of priorities.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Mapping
+from contextlib import ExitStack
+from enum import IntEnum
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from bpfilter.compiler.ir import FlatChain, Verdict, Walk
+from bpfilter.errors import KernelError
+from bpfilter.kernel import syscall
+from bpfilter.kernel.arrays import MappedArray, fill
+from bpfilter.kernel.config import MAX_STATES, SLOTS
+from bpfilter.kernel.libbpf import BpfObject, RingBuffer
+from bpfilter.kernel.observer import Hook
+from bpfilter.kernel.pack import Contents
+from bpfilter.kernel.program import TEMPLATES, Classifier
+from bpfilter.ruleset.fields import Family
+
+PRIORITIES = ((-1, 1), (-2, 2))
+"""Before and after filter (NF_IP_PRI_FILTER is 0); generations take what is free."""
+
+SHARED = (
+    "ids",
+    "bounds",
+    "rows",
+    "blocks",
+    "ops",
+    "nodes",
+    "edges",
+    "macs",
+    "interfaces",
+    "runtime",
+    "observed",
+    "trace",
+    "counters",
+    "punts",
+    "outcomes",
+    "addresses",
+    "predictions",
+    "tally",
+    ".rodata.config",
+)
+"""Maps of the classifier that the programs here use too, or at least declare."""
+
+_PROG_TYPE_NETFILTER = 32
+_PROTOCOL = {Family.IPV4: 2, Family.IPV6: 10}
+_HOOKS = (Hook.INPUT, Hook.FORWARD)
+_ACCEPT, _DROP = 1, 2
+
+
+class Tally(IntEnum):
+    """Counters of the programs. SWEPT ones are counted by `Shadow.sweep`."""
+
+    STORED = 0
+    BEFORE = 1
+    QUEUED = 2
+    VANISHED = 3
+    LOST = 4
+    TRANSLATED = 5
+    OTHER_CHAIN = 6
+    EDITED = 7
+    MISMATCHES = 8
+    SAMPLES_LOST = 9
+
+
+PREDICTION = np.dtype(
+    [
+        ("time", "<u8"),
+        ("device", "<u4"),
+        ("out_device", "<u4"),
+        ("node", "<u4"),
+        ("final", "<u4", (MAX_STATES,)),
+        ("slot", "u1"),
+        ("life", "u1"),
+        ("state", "u1"),
+        ("bytes", "u1"),
+        ("reserved", "<u4"),
+        ("header", "u1", (64,)),
+    ]
+)
+"""What is remembered of a packet. `life`: 0 until it is seen just before filter."""
+
+SAMPLE = np.dtype(
+    [
+        ("time", "<u8"),
+        ("device", "<u4"),
+        ("out_device", "<u4"),
+        ("entry", "<u4"),
+        ("slot", "u1"),
+        ("state", "u1"),
+        ("predicted", "u1"),
+        ("actual", "u1"),
+        ("bytes", "<u4"),
+        ("reserved", "<u4"),
+        ("header", "u1", (64,)),
+    ]
+)
+"""A mismatch. `state`: number of the bit of `State`; verdicts: 0 ACCEPT, 1 DROP."""
+
+
+class _States(ctypes.Structure):
+    _fields_ = (("state_class", (ctypes.c_uint8 * 8) * SLOTS),)
+
+
+class Shadow:
+    """Attached links and what they counted; a context manager."""
+
+    def __init__(self, loaded: BpfObject, classifier: Classifier) -> None:
+        self._stack = ExitStack()
+        self._stack.callback(loaded.close)
+        self._contents = classifier.contents
+        self._predictions = classifier.map_fd("predictions")
+        self._room = classifier.options.room
+        self._swept = {Tally.VANISHED: 0, Tally.QUEUED: 0}
+        entries = max(self._contents.counters // 2, 1)
+        self._tally = self._mapped(loaded.map_fd("tally"), np.dtype([("n", "<u8")]), len(Tally))
+        self._pairs = self._mapped(
+            loaded.map_fd("pairs"), np.dtype([("n", "<u8", (3, 2))]), entries
+        )
+        self._ring = RingBuffer(loaded.map_fd("samples"))
+        self._stack.callback(self._ring.close)
+
+    @classmethod
+    def attach(cls, classifier: Classifier) -> Shadow:
+        """Settle what this classifier foretells, in this thread's network namespace.
+
+        To be called before the classifier is attached anywhere, and closed after. KernelError if
+        this kernel lacks the means or two generations are attached already; leaves nothing then.
+        """
+        loaded = BpfObject.loaded(
+            TEMPLATES / "shadow.bpf.o", lambda opened: _prepare(opened, classifier)
+        )
+        try:
+            fill(loaded.map_fd("possible"), _possible(classifier.contents))
+            shadow = cls(loaded, classifier)
+        except BaseException:
+            loaded.close()
+            raise
+        try:
+            shadow._attach(loaded)
+        except BaseException:
+            shadow.close()
+            raise
+        return shadow
+
+    def _attach(self, loaded: BpfObject) -> None:
+        families = {slot.plan.flat.family for slot in self._contents.slots if slot is not None}
+        for number, (before, after) in enumerate(PRIORITIES):
+            with ExitStack() as stack:
+                try:
+                    # What settles comes before what begins: no packet is seen before only.
+                    for name, priority in (("after_filter", after), ("before_filter", before)):
+                        for family in families:
+                            for hook in _HOOKS:
+                                fd = loaded.program_fd(name)
+                                link = _link(fd, family, hook, priority)
+                                stack.callback(os.close, link)
+                        if name == "after_filter":
+                            fd = loaded.program_fd("dropped")
+                            stack.callback(os.close, syscall.raw_tracepoint_open(fd, "kfree_skb"))
+                except syscall.KernelCallFailed as error:
+                    if error.errno == errno.EBUSY and number + 1 < len(PRIORITIES):
+                        continue
+                    raise
+                self._stack.push(stack.pop_all())
+                return
+
+    def _mapped(self, fd: int, dtype: np.dtype[np.void], entries: int) -> MappedArray:
+        mapped = MappedArray(fd, dtype, entries)
+        self._stack.callback(mapped.close)
+        return mapped
+
+    def tally(self) -> Mapping[Tally, int]:
+        """The counters now, with what was swept."""
+        cells = self._tally.cells["n"][: len(Tally)]
+        return {name: int(cells[name]) + self._swept.get(name, 0) for name in Tally}
+
+    @property
+    def mismatches(self) -> int:
+        """Packets whose verdict the prediction excluded; read without a system call."""
+        return int(self._tally.cells["n"][Tally.MISMATCHES])
+
+    def pairs(self, slot: int) -> npt.NDArray[np.uint64]:
+        """[entries, 3, 2]: packets by deciding entry, predicted (ACCEPT, DROP, open), actual."""
+        held = self._contents.slots[slot]
+        if held is None:
+            return np.zeros((0, 3, 2), np.uint64)
+        base = self._contents.counter_bases[slot] // 2
+        return self._pairs.cells["n"][base : base + len(held.plan.tables.ops)].copy()
+
+    def samples(self) -> npt.NDArray[np.void]:
+        """Mismatches since the last call, as many as the ring had room for: `SAMPLE`."""
+        return np.frombuffer(b"".join(self._ring.consume()), SAMPLE)
+
+    def sweep(self, now: int, seconds: float) -> None:
+        """Forget packets of which nothing was seen for so long before `now` (CLOCK_MONOTONIC ns).
+
+        They were consumed on their way without a trace, or wait in a queue; they count as vanished
+        or queued. Without this they would fill the room.
+        """
+        oldest = now - int(seconds * 1e9)
+        for key in syscall.map_keys(self._predictions, 8, self._room):
+            try:
+                raw = syscall.map_lookup(self._predictions, key, PREDICTION.itemsize)
+            except syscall.KernelCallFailed as error:
+                if error.errno == errno.ENOENT:  # settled meanwhile
+                    continue
+                raise
+            (time,) = struct.unpack_from("=Q", raw)
+            if time < oldest:
+                self._forget(key)
+
+    def _forget(self, key: bytes) -> None:
+        taken = syscall.map_take(self._predictions, key, PREDICTION.itemsize)
+        if taken is not None:
+            life = int(np.frombuffer(taken, PREDICTION)["life"][0])
+            self._swept[Tally.QUEUED if life else Tally.VANISHED] += 1
+
+    def close(self) -> None:
+        """Detach everything; what was counted is gone."""
+        self._stack.close()
+
+    def __enter__(self) -> Shadow:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def possible_verdicts(flat: FlatChain, walk: Walk) -> int:
+    """Bit 0: the walk can end in ACCEPT, bit 1: in DROP. Both for what only iptables executes."""
+    if walk.verdict is Verdict.PUNT:
+        return _ACCEPT | _DROP
+    names = {name for index in walk.items for name in flat.items[index].verdicts}
+    if walk.verdict is not None:
+        names.add(walk.verdict)
+    return _ACCEPT * ("ACCEPT" in names) | _DROP * ("DROP" in names)
+
+
+def _link(fd: int, family: Family, hook: Hook, priority: int) -> int:
+    words = (_PROTOCOL[family], hook, priority & 0xFFFFFFFF, 0)
+    return syscall.link_create(fd, 0, syscall.BPF_NETFILTER, words)
+
+
+def _prepare(loaded: BpfObject, classifier: Classifier) -> None:
+    contents = classifier.contents
+    if not (classifier.options.shadow_share or classifier.options.verify_share):
+        raise KernelError(
+            "the program remembers nothing that could be compared",
+            hint="load it with a shadow_share or a verify_share",
+        )
+    for name in SHARED:
+        loaded.reuse_map(name, classifier.map_fd(name))
+    loaded.set_map("possible", max_entries=len(contents.nodes))
+    loaded.set_map("pairs", max_entries=max(contents.counters // 2, 1))
+    states = _States()
+    for number, slot in enumerate(contents.slots):
+        if slot is not None:
+            for index, mask in enumerate(slot.plan.tables.state_classes):
+                for bit in range(MAX_STATES):
+                    if mask >> bit & 1:
+                        states.state_class[number][bit] = index
+    loaded.set_constants(".rodata.shadow", states)
+    for name in ("before_filter", "after_filter"):
+        loaded.set_type(name, _PROG_TYPE_NETFILTER, syscall.BPF_NETFILTER)
+
+
+def _possible(contents: Contents) -> npt.NDArray[np.uint8]:
+    """Per node at which a packet's walks can end, and state class: `possible_verdicts`."""
+    possible = np.zeros((len(contents.nodes), 8), np.uint8)
+    base = 0
+    for slot in contents.slots:
+        if slot is None:
+            continue
+        for node, function in slot.transitions.functions.items():
+            for index, (_, walk) in enumerate(function.walks):
+                possible[base + node, index] = possible_verdicts(slot.plan.flat, walk)
+        base += len(slot.transitions.nodes)
+    return possible

@@ -1,0 +1,92 @@
+"""A classifier in shadow at the firewall's v1, watched packet by packet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from bpfilter.compiler.mark import DEFAULT_MARK
+from bpfilter.kernel.addresses import read_local_table
+from bpfilter.kernel.config import Mode
+from bpfilter.kernel.program import Classifier, Options
+from bpfilter.rollout import host
+from bpfilter.rollout.comparison import Comparison, Mechanism, Pairs, RuleKey, Verdict
+from bpfilter.rollout.prepare import prepare
+from bpfilter.rollout.watching import Watch
+from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.model import RuleRef
+from tests.rollout.network import Net, entered
+
+_LEASE = 60 * 10**9 - 10**8
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One generation of the program and its watch."""
+
+    net: Net
+    classifier: Classifier
+    watch: Watch
+
+    def comparison(self) -> Comparison:
+        return self.watch.comparison()
+
+    def accept_rules(self) -> None:
+        """Vouch for the rules as they are now."""
+        with entered(self.net.fw):
+            self.classifier.set_generation(self.classifier.observe_generation())
+        self.classifier.set_lease(time.monotonic_ns() + _LEASE)
+
+
+@contextmanager
+def watched(
+    net: Net, *, shadow_share: float = 1.0, verify_share: float = 0.0, room: int = 8192
+) -> Iterator[Watched]:
+    """Translate the firewall's rules and watch; marks are written only to verify."""
+    with entered(net.fw), ExitStack() as stack:
+        index = host.link_index("v1")
+        assert index is not None
+        options = Options(
+            mode=Mode.LIVE_INPUT,
+            interfaces={index: "v1"},
+            addresses=read_local_table(),
+            marking=DEFAULT_MARK if verify_share else None,
+            leased=True,
+            generation=True,
+            shadow_share=0.0 if verify_share else shadow_share,
+            verify_share=verify_share,
+            room=room,
+        )
+        classifier = stack.enter_context(Classifier.load(prepare().image, options))
+        watch = Watch.start(classifier, {index: "v1"})
+        stack.callback(watch.close)
+        found = Watched(net, classifier, watch)
+        found.accept_rules()
+        classifier.attach(index)
+        yield found
+
+
+def pairs(comparison: Comparison, number: int, family: Family = Family.IPV4) -> Pairs:
+    """What was counted at a rule of INPUT; 0 is the policy."""
+    return comparison.rules[RuleKey(family, RuleRef("filter", "INPUT", number))]
+
+
+def said_and_was(comparison: Comparison, number: int) -> dict[tuple[str, str], int]:
+    """The pairs of an IPv4 rule of INPUT as plain words."""
+    return {
+        (said.value, was.value): n for (said, was), n in pairs(comparison, number).counts.items()
+    }
+
+
+def sound(comparison: Comparison) -> None:
+    """No mismatch, and every prediction came to exactly one end."""
+    assert comparison.mechanism is Mechanism.PACKETS
+    assert comparison.mismatches == 0
+    assert comparison.samples == ()
+    judged = comparison.matches + sum(comparison.incomparable.values())
+    assert judged + sum(comparison.unseen.values()) == comparison.remembered
+
+
+__all__ = ["Verdict", "Watched", "pairs", "said_and_was", "sound", "watched"]
