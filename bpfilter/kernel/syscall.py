@@ -18,7 +18,7 @@ from bpfilter.errors import KernelError
 MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_GET_NEXT = 1, 2, 3, 4
 OBJ_PIN, OBJ_GET, PROG_TEST_RUN, OBJ_GET_INFO = 6, 7, 10, 15
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH = 24, 26
-LINK_CREATE, LINK_DETACH = 28, 34
+LINK_CREATE, LINK_UPDATE, LINK_DETACH = 28, 29, 34
 RAW_TRACEPOINT_OPEN, MAP_LOOKUP_AND_DELETE = 17, 21
 
 MAP_TYPE_HASH = 1
@@ -120,6 +120,15 @@ class _Link(_Attr):
         ("attach_type", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
         ("words", ctypes.c_uint32 * 8),
+    )
+
+
+class _LinkUpdate(_Attr):
+    _fields_ = (
+        ("link_fd", ctypes.c_uint32),
+        ("new_prog_fd", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("old_prog_fd", ctypes.c_uint32),
     )
 
 
@@ -299,3 +308,8 @@ def raw_tracepoint_open(fd: int, name: str) -> int:
     text = ctypes.create_string_buffer(name.encode())
     attr = _RawTracepoint(ctypes.addressof(text), fd, 0)
     return bpf(RAW_TRACEPOINT_OPEN, attr, f"attach to the tracepoint {name}")
+
+
+def link_update(link: int, program: int) -> None:
+    """Put another program in a link's place: each packet meets the one or the other."""
+    bpf(LINK_UPDATE, _LinkUpdate(link, program, 0, 0), "replace the attached program")

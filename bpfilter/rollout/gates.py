@@ -21,8 +21,8 @@ class Gates:
     """What is asked for. Shares lie between 0 and 1.
 
     `seconds` and `packets` in the stage so far; `exercised`: of the rules that can decide, how
-    many did; `rules`: these must have; `punted`, `unseen`: at most so many of the packets.
-    Unexplained mismatches are never let through.
+    many did; `rules`: these must have; `punted`: at most so many of the packets; `unseen`: of the
+    predictions. Unexplained mismatches are never let through.
     """
 
     seconds: float = 3.0
@@ -67,7 +67,7 @@ def judge(
         *(_named(key, key in passed) for key in gates.rules),
         _mismatches(comparison, waivers, now),
         _at_most("punted", punt_share(comparison), gates.punted, "punted"),
-        _at_most("unseen", unseen_share(comparison), gates.unseen, "never seen at their hook"),
+        _at_most("unseen", comparison.unseen_share, gates.unseen, "never seen at their hook"),
     )
 
 
@@ -75,12 +75,6 @@ def punt_share(comparison: Comparison) -> float:
     """Of the packets looked at, how many the plan leaves to iptables; 0 if there were none."""
     count = sum(n for reason, n in comparison.punted.items() if reason not in _NOT_THE_PLANS)
     return min(count / comparison.predicted, 1.0) if comparison.predicted else 0.0
-
-
-def unseen_share(comparison: Comparison) -> float:
-    """Of the packets looked at, how many predictions no verdict was found for."""
-    unseen = sum(comparison.unseen.values())
-    return min(unseen / comparison.predicted, 1.0) if comparison.predicted else 0.0
 
 
 def _at_least(name: str, have: float, need: float, what: str) -> Gate:

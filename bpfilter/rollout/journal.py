@@ -2,28 +2,42 @@
 
 Steps are written before they are done and marked when done; all of them are idempotent, and
 everything can be undone without the journal (see `teardown`). It is also where an operator's
-command meets the running daemon: a confirmation is one row.
+command meets the running daemon: a request is one row, and so is its answer.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+from bpfilter.errors import RolloutError
 
 FILE = "journal.sqlite"
 STATE_ROOT = Path("/run/bpfilterd")
+VERSION = 2
+"""Of the schema; version 1 had steps and facts only and bore no number."""
+
+_KEPT = 1000
+"""Steps, events and requests that are kept, each."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS step (
     id INTEGER PRIMARY KEY, at REAL NOT NULL, name TEXT NOT NULL, done INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS event (
+    id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, sentence TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS request (
+    id INTEGER PRIMARY KEY, at REAL NOT NULL, verb TEXT NOT NULL, argument TEXT NOT NULL,
+    answer TEXT, done INTEGER NOT NULL DEFAULT 0);
 """
 
 
@@ -32,7 +46,18 @@ class Stage(StrEnum):
 
     OFF = "off"
     SHADOW = "shadow"
+    CANARY = "canary"
     ENFORCE = "enforce"
+
+    @property
+    def decides(self) -> bool:
+        """Whether programs decide packets in it."""
+        return self in (Stage.CANARY, Stage.ENFORCE)
+
+    def before(self, other: Stage) -> bool:
+        """Whether this stage goes less far."""
+        order = list(Stage)
+        return order.index(self) < order.index(other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +67,32 @@ class Step:
     at: float
     name: str
     done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened, for operators; `at` is wall-clock seconds."""
+
+    at: float
+    kind: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request of an operator's command to the daemon."""
+
+    number: int
+    verb: str
+    argument: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the daemon made of a request."""
+
+    done: bool
+    sentence: str
 
 
 def namespace_id() -> str:
@@ -65,17 +116,33 @@ def running(directory: Path) -> tuple[int, Stage] | None:
 
 
 class Journal:
-    """Opened on a directory of its own; a context manager. Other processes may read and confirm."""
+    """Opened on a directory of its own; a context manager. Other processes may read and ask."""
 
     def __init__(self, directory: Path, *, create: bool = True) -> None:
-        """Without `create`, sqlite3.OperationalError if there is no journal."""
+        """Without `create`, sqlite3.OperationalError if there is no journal.
+
+        RolloutError if another version of bpfilter wrote it in a way that this one does not read.
+        """
         self.path = directory / FILE
         if create:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         place = f"{self.path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
         self._db = sqlite3.connect(place, timeout=5, isolation_level=None, uri=True)
-        if create:
-            self._db.executescript(_SCHEMA)
+        try:
+            self._check_version(create)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _check_version(self, create: bool) -> None:
+        (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        if found > VERSION:
+            raise RolloutError(
+                f"{self.path} is of version {found}, this bpfilter reads {VERSION}",
+                hint="use the bpfilter that wrote it, or delete the file: teardown works without",
+            )
+        if create and found < VERSION:
+            self._db.executescript(f"{_SCHEMA}PRAGMA user_version = {VERSION};")
 
     def __enter__(self) -> Journal:
         return self
@@ -100,12 +167,59 @@ class Journal:
         rows = self._db.execute("SELECT at, name, done FROM step ORDER BY id")
         return tuple(Step(at, name, bool(done)) for at, name, done in rows)
 
+    def event(self, kind: str, sentence: str) -> None:
+        """Record what operators should know."""
+        row = (time.time(), kind, sentence)
+        self._db.execute("INSERT INTO event (at, kind, sentence) VALUES (?, ?, ?)", row)
+
+    def events(self) -> tuple[Event, ...]:
+        """All events, oldest first."""
+        rows = self._db.execute("SELECT at, kind, sentence FROM event ORDER BY id")
+        return tuple(Event(*row) for row in rows)
+
+    def ask(self, verb: str, argument: Mapping[str, Any]) -> int:
+        """Ask the daemon for something; the number of the request."""
+        row = (time.time(), verb, json.dumps(argument))
+        found = self._db.execute("INSERT INTO request (at, verb, argument) VALUES (?, ?, ?)", row)
+        return int(found.lastrowid or 0)
+
+    def asked(self) -> tuple[Asked, ...]:
+        """Requests without an answer, oldest first."""
+        rows = self._db.execute(
+            "SELECT id, verb, argument FROM request WHERE answer IS NULL ORDER BY id"
+        )
+        return tuple(Asked(number, verb, json.loads(text)) for number, verb, text in rows)
+
+    def answer(self, number: int, answer: Answer) -> None:
+        """Say what became of a request."""
+        row = (answer.sentence, answer.done, number)
+        self._db.execute("UPDATE request SET answer = ?, done = ? WHERE id = ?", row)
+
+    def answered(self, number: int) -> Answer | None:
+        """The answer to a request, None while there is none."""
+        query = "SELECT done, answer FROM request WHERE id = ? AND answer IS NOT NULL"
+        row = self._db.execute(query, (number,)).fetchone()
+        return None if row is None else Answer(bool(row[0]), row[1])
+
     def set(self, name: str, value: str) -> None:
         self._db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
 
     def get(self, name: str) -> str | None:
         row = self._db.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
+
+    def put(self, name: str, document: Mapping[str, Any] | None) -> None:
+        """Keep a JSON document, or forget it."""
+        if document is None:
+            self._db.execute("DELETE FROM fact WHERE name = ?", (name,))
+        else:
+            self.set(name, json.dumps(document))
+
+    def document(self, name: str) -> Mapping[str, Any] | None:
+        """The JSON document that was kept under a name."""
+        text = self.get(name)
+        found: Mapping[str, Any] | None = None if text is None else json.loads(text)
+        return found
 
     @property
     def stage(self) -> Stage:
@@ -119,9 +233,14 @@ class Journal:
         return int(pid)
 
     def own(self) -> None:
-        """Record the calling process as the daemon."""
+        """Record the calling process as the daemon, and forget what is old."""
         self.set("started", process_start(os.getpid()) or "")
         self.set("pid", str(os.getpid()))
+        self._db.execute("UPDATE request SET answer = 'the daemon ended' WHERE answer IS NULL")
+        for table in ("step", "event", "request"):
+            self._db.execute(
+                f"DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - {_KEPT}"
+            )
 
     def remove(self) -> None:
         """Close the journal and delete it with its directory."""

@@ -22,33 +22,41 @@ class Leased(Protocol):
 
 
 class Lease:
-    """Renews a program's lease, never past the deadline of an unconfirmed stage."""
+    """Renews a program's lease, never past the deadline of an unconfirmed stage.
 
-    def __init__(self, program: Leased, seconds: float = LEASE_SECONDS) -> None:
+    `deadline`: CLOCK_MONOTONIC ns; None once the stage is confirmed, or needs no confirmation.
+    """
+
+    def __init__(
+        self, program: Leased, seconds: float = LEASE_SECONDS, deadline: int | None = None
+    ) -> None:
         self._program = program
         self._length = int(seconds * SECOND)
-        self._deadline: int | None = None
+        self.deadline = deadline
+        self.held = False
 
     def confirm_within(self, seconds: float) -> None:
         """From now on the lease ends after so many seconds unless `confirm` is called."""
-        self._deadline = time.monotonic_ns() + int(seconds * SECOND)
+        self.deadline = time.monotonic_ns() + int(seconds * SECOND)
 
     def confirm(self) -> None:
         """The stage was confirmed: there is no deadline any more."""
-        self._deadline = None
+        self.deadline = None
 
     @property
     def seconds_left(self) -> float | None:
         """Until the deadline; None without one, 0 when it passed."""
-        if self._deadline is None:
+        if self.deadline is None:
             return None
-        return max(self._deadline - time.monotonic_ns(), 0) / SECOND
+        return max(self.deadline - time.monotonic_ns(), 0) / SECOND
 
     def renew(self) -> None:
         """Extend the lease from now, up to the deadline."""
         until = time.monotonic_ns() + self._length
-        self._program.set_lease(until if self._deadline is None else min(until, self._deadline))
+        self._program.set_lease(until if self.deadline is None else min(until, self.deadline))
+        self.held = True
 
     def revoke(self) -> None:
         """From the next packet on everything takes the original rules."""
         self._program.set_lease(0)
+        self.held = False

@@ -73,6 +73,12 @@ def leftovers(save: str) -> Leftovers:
     )
 
 
+def contents(save: str) -> Mapping[str, Sequence[str]]:
+    """The rules of each chain of ours, in iptables-save's own words."""
+    found = _Chains.of(save)
+    return {name: tuple(rules) for name, rules in found.rules.items() if name in found.ours}
+
+
 def strip(save: str) -> str:
     """The text of iptables-save without our chains and the rules that jump to them."""
     ours = _Chains.of(save).ours
@@ -82,12 +88,20 @@ def strip(save: str) -> str:
     return "\n".join([*kept, ""])
 
 
-def edit(save: str, chains: Mapping[str, Sequence[str]], jumps: Sequence[tuple[str, str]]) -> str:
+def edit(
+    save: str,
+    chains: Mapping[str, Sequence[str]],
+    jumps: Sequence[tuple[str, str]],
+    known: Mapping[str, Sequence[str]] | None = None,
+) -> str:
     """iptables-restore --noflush text that leaves exactly these chains and jumps of ours.
 
     `save` is the present state. One transaction: a packet sees all of it or nothing. Jumps end up
     at the top of their chains in the given order. Empty if there is nothing to change. RolloutError
     if the operator has a chain of such a name.
+
+    `known`: `contents` of when we made them. Chains named by what they hold that are still the
+    same stay, and so does the state of their rules (limits, on nft).
     """
     taken = [name for name in strangers(save) if name in chains]
     if taken:
@@ -95,12 +109,18 @@ def edit(save: str, chains: Mapping[str, Sequence[str]], jumps: Sequence[tuple[s
     present = leftovers(save)
     if not present and not chains and not jumps:
         return ""
+    now = contents(save)
+    kept = {
+        name for name, rules in (known or {}).items()
+        if name not in _ENTRIES and now.get(name) == tuple(rules)
+    }  # fmt: skip
     stale = [name for name in present.chains if name not in chains]
+    made = {name: rules for name, rules in chains.items() if name not in kept}
     lines = [
         *(f"-D {chain} {rule}" for chain, rule in present.jumps),
-        *(f":{name} - [0:0]" for name in (*stale, *chains)),
+        *(f":{name} - [0:0]" for name in (*stale, *made)),
         *(f"-X {name}" for name in stale),
-        *(f"-A {name} {rule}" for name, rules in chains.items() for rule in rules),
+        *(f"-A {name} {rule}" for name, rules in made.items() for rule in rules),
         *(f"-I {chain} 1 {rule}" for chain, rule in reversed(jumps)),
     ]
     return "\n".join(["*filter", *lines, "COMMIT", ""])

@@ -48,10 +48,20 @@ def pin_link(descriptor: int, interface: str) -> bool:
         return False
     place = directory()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = place / f"link-{interface.replace('.', '%')}"
+    path = _link_path(interface)
     path.unlink(missing_ok=True)
     pin(descriptor, path)
     return True
+
+
+def _link_path(interface: str) -> Path:
+    return directory() / f"link-{interface.replace('.', '%')}"
+
+
+def unpin_link(interface: str) -> None:
+    """Forget the pin of one interface's link."""
+    _link_path(interface).unlink(missing_ok=True)
+    _remove_directories()
 
 
 def link_id(descriptor: int) -> int:
@@ -67,6 +77,28 @@ def pinned_links() -> dict[Path, int]:
         with _opened(path) as descriptor:
             found[path] = link_id(descriptor)
     return found
+
+
+def open_links() -> dict[str, int]:
+    """Descriptors of the pinned links by interface, those whose interface is gone left out.
+
+    The caller closes them.
+    """
+    found = {}
+    for path in pinned_links():
+        if not path.name.startswith("link-"):
+            continue
+        descriptor = open_pin(path)
+        if link_interface(descriptor):
+            found[path.name.removeprefix("link-").replace("%", ".")] = descriptor
+        else:
+            os.close(descriptor)
+    return found
+
+
+def link_interface(descriptor: int) -> int:
+    """The index of the interface that a tcx link is at; 0 once it is gone."""
+    return int.from_bytes(object_info(descriptor)[_INTERFACE], "little")
 
 
 def prune() -> tuple[Path, ...]:

@@ -9,13 +9,17 @@ from bpfilter.analysis.codes import prove_codes
 from bpfilter.analysis.describe import describe_counterexample
 from bpfilter.analysis.equivalence import Proof, prove
 from bpfilter.analysis.proven import with_proven_functions
+from bpfilter.compiler.codes import CODES
 from bpfilter.compiler.compile import assemble, compile_ruleset
+from bpfilter.compiler.ir import OpKind
 from bpfilter.compiler.mark import MarkField
 from bpfilter.compiler.plan import ChainPlan, Image, Plan
 from bpfilter.errors import ProofFailed, RolloutError
 from bpfilter.rollout import ours
+from bpfilter.rollout.comparison import RuleKey
 from bpfilter.rollout.dispatch import Dispatch, merge, render
 from bpfilter.rollout.drift import Fingerprint
+from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.tables import Tables, all_tables
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.live import is_populated, read_live
@@ -47,11 +51,34 @@ class Prepared:
         """The plans' chains in the order of the image's slots."""
         return [(plan, chain) for plan in self.plans.values() for chain in plan.chains.values()]
 
-    def within(self, mark: MarkField) -> Prepared:
-        """The same with codes that fit a narrower mark field; what finds no code is punted."""
-        image = assemble(list(self.plans.values()), code_space=mark.max_code + 1)
+    def narrowed(self, scope: Scope, mark: MarkField) -> Prepared:
+        """The same for the chains of a scope, with codes that fit a mark field.
+
+        What finds no code is punted. RolloutError if nothing is left to decide.
+        """
+        if not scope.chains and mark.max_code >= CODES - 1:
+            return self
+        kept = {
+            family: {key: c for key, c in plan.chains.items() if scope.takes(family, *key)}
+            for family, plan in self.plans.items()
+        }
+        plans = {f: replace(self.plans[f], chains=chains) for f, chains in kept.items() if chains}
+        if not plans:
+            raise RolloutError(
+                f"nothing is translated in {scope}", hint="`bpfilter plan` lists the chains"
+            )
+        image = assemble(list(plans.values()), code_space=mark.max_code + 1)
         prove_codes(image)
-        return replace(self, image=image)
+        return replace(self, plans=plans, image=image)
+
+    def deciding(self) -> frozenset[RuleKey]:
+        """The rules and policies at which a packet's walk can end."""
+        return frozenset(
+            RuleKey(plan.family, entry.rule)
+            for plan, chain in self.chains()
+            for entry in chain.flat.entries
+            if entry.kind in (OpKind.ACCEPT, OpKind.DROP, OpKind.ITEM)
+        )
 
     def count(self) -> Mapping[Family, Ruleset]:
         """The rulesets as they are now, with their counters and without ours."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import struct
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -11,13 +12,14 @@ from bpfilter.compiler.layout import Outcome
 from bpfilter.compiler.mark import MarkField
 from bpfilter.compiler.plan import ChainPlan, Image
 from bpfilter.kernel.addresses import LocalRoute, read_local_table
-from bpfilter.kernel.attach import TcxLink
+from bpfilter.kernel.attach import Attachment, TcxLink, attach
 from bpfilter.kernel.config import Mode, Reason
 from bpfilter.kernel.generation import Generation
 from bpfilter.kernel.program import Classifier, Options
-from bpfilter.kernel.syscall import MAP_DELETE, bpf, map_update
+from bpfilter.kernel.syscall import MAP_DELETE, KernelCallFailed, bpf, link_update, map_update
 from bpfilter.rollout import pins
 from bpfilter.rollout.attached import Attached, attached
+from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.shadow import Bounds, Counted
 from bpfilter.rollout.watching import Watch, start_if_possible
 
@@ -43,6 +45,8 @@ class Program:
         self.watch: Watch | None = None
         self.unwatched: str | None = None
         self._numbers: set[int] = set()
+        self._attachments: dict[str, Attachment] = {}
+        self._pinned = False
         self._stack = ExitStack()
         self._stack.callback(classifier.close)
 
@@ -52,15 +56,17 @@ class Program:
         image: Image,
         links: Mapping[str, int],
         mark: MarkField | None,
+        scope: Scope | None = None,
         *,
         share: float = 0.0,
     ) -> Program:
         """Load for these interfaces (name → index); without a mark field it only counts.
 
-        It decides only while the kernel's rules are of the generation of this moment. `share` of
-        the packets is compared with iptables' verdicts: see `watch`, or `unwatched`, which says
-        why that is impossible here.
+        It decides only in the scope (default: everything), and only while the kernel's rules are
+        of the generation of this moment. `share` of the packets is compared with iptables'
+        verdicts: see `watch`, or `unwatched`, which says why that is impossible here.
         """
+        scope = scope or Scope()
         addresses = read_local_table()
         options = Options(
             mode=Mode.LIVE_INPUT,
@@ -71,6 +77,8 @@ class Program:
             generation=True,
             shadow_share=share if mark is None else 0.0,
             verify_share=share if mark is not None else 0.0,
+            scope_share=scope.threshold,
+            scope_sources=scope.sources,
         )
         classifier = Classifier.load(image, options)
         program = cls(classifier, links, addresses)
@@ -94,14 +102,51 @@ class Program:
             self.watch = started
             self._stack.callback(started.close)
 
-    def attach(self) -> None:
-        """Attach at every interface's TC ingress; `close` detaches what was attached."""
-        for name, index in self._links.items():
-            attachment = self._classifier.attach(index)
-            if isinstance(attachment, TcxLink):
-                self._numbers.add(pins.link_id(attachment.fd))
-                if pins.pin_link(attachment.fd, name):
-                    self._stack.callback(pins.unpin)
+    def attach(self, held: Mapping[str, Attachment] | None = None) -> None:
+        """Attach at every interface's TC ingress, in the place of the program that `held` these.
+
+        Links change programs in place: each packet meets the one or the other. What is held at
+        other interfaces is detached. KernelError detaches all.
+        """
+        held = dict(held or {})
+        try:
+            for name, index in self._links.items():
+                attachment = self._take_over(held.pop(name, None), index)
+                self._attachments[name] = attachment
+                if isinstance(attachment, TcxLink):
+                    self._numbers.add(pins.link_id(attachment.fd))
+                    self._pinned |= pins.pin_link(attachment.fd, name)
+        except BaseException:
+            self._detach()
+            raise
+        finally:
+            for name, attachment in held.items():
+                attachment.close()
+                pins.unpin_link(name)
+
+    def _take_over(self, held: Attachment | None, index: int) -> Attachment:
+        if isinstance(held, TcxLink) and pins.link_interface(held.fd) == index:
+            try:
+                link_update(held.fd, self._classifier.fd)
+                return held
+            except KernelCallFailed as error:
+                if error.errno != errno.ENOLINK:
+                    held.close()
+                    raise
+        if held is not None:
+            held.close()
+        return attach(self._classifier.fd, index)
+
+    def release(self) -> Mapping[str, Attachment]:
+        """What holds this program at its interfaces, for the program that takes its place."""
+        held, self._attachments = self._attachments, {}
+        self._pinned = False
+        return held
+
+    @staticmethod
+    def pinned() -> Mapping[str, Attachment]:
+        """What holds the program of a daemon that ended, by interface."""
+        return {name: TcxLink(descriptor) for name, descriptor in pins.open_links().items()}
 
     def attached(self) -> bool:
         """Whether the program is still at all its interfaces."""
@@ -167,6 +212,24 @@ class Program:
         walked = decided + sum(punts.get(reason, 0) for reason in _WALKED)
         return Counted(entries, decided, walked)
 
+    def rule_counts(self) -> Mapping[tuple[int, int], Bounds]:
+        """Packets by slot and entry since loading, those that were counted at all."""
+        return {
+            (slot, entry): Bounds(int(certain), int(certain + some))
+            for slot, cells in self._classifier.counters().items()
+            for entry, (certain, some) in enumerate(cells["packets"])
+            if certain or some
+        }
+
     def close(self) -> None:
         """Detach everywhere and let go of the program and its maps."""
+        self._detach()
         self._stack.close()
+
+    def _detach(self) -> None:
+        if self._pinned:
+            pins.unpin()
+        self._pinned = False
+        for attachment in self._attachments.values():
+            attachment.close()
+        self._attachments = {}

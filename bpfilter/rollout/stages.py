@@ -1,33 +1,45 @@
-"""The stages of one network namespace: off → shadow → enforce, and back to off from anywhere.
+"""The stages of one network namespace: off → shadow → canary → enforce, and from anywhere to off.
 
 Guarantees: the original rules are never edited; iptables decides whenever we do not; no step
-leaves a packet without a judge. Cutting over: the dispatch chains first (nothing is marked yet),
-then programs that mark, then the lease that lets them decide. Rolling back: the reverse. A stage
-that nobody confirms ends in the kernel, by its lease, even if this process is dead.
+leaves a packet without a judge. Every change of what is loaded goes the same way: the lease is
+revoked, so that iptables decides alone; new maps and programs are loaded; the dispatch chains are
+put in place (nothing is marked meanwhile); the links change to the new program; then a new lease
+lets it decide. Rolling back: the reverse. A stage that nobody confirms ends in the kernel, by its
+lease, even if this process is dead.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 
-from bpfilter.compiler.codes import CODES
 from bpfilter.compiler.mark import MarkField
-from bpfilter.errors import RolloutError
+from bpfilter.errors import BpfilterError, RolloutError
+from bpfilter.kernel.attach import Attachment
+from bpfilter.kernel.config import Reason
 from bpfilter.kernel.generation import Generation
-from bpfilter.rollout import host
+from bpfilter.rollout import host, ours, record
+from bpfilter.rollout.checks import drifted, moved_links, obstacles
 from bpfilter.rollout.comparison import Comparison
 from bpfilter.rollout.drift import Fingerprint
+from bpfilter.rollout.guards import Guards, inspect
+from bpfilter.rollout.install import install
 from bpfilter.rollout.journal import Journal, Stage
 from bpfilter.rollout.lease import LEASE_SECONDS, Lease
 from bpfilter.rollout.mark import choose, ruleset_uses
 from bpfilter.rollout.prepare import LIVE_CHAINS, Prepared, prepare
 from bpfilter.rollout.program import Program
-from bpfilter.rollout.shadow import ShadowReport, compare
+from bpfilter.rollout.record import Record
+from bpfilter.rollout.scope import Scope
+from bpfilter.rollout.shadow import Bounds, ShadowReport, compare
 from bpfilter.rollout.tables import Tables
-from bpfilter.rollout.watching import Watch, by_counters
+from bpfilter.rollout.totals import RuleName, Totals
+from bpfilter.rollout.trouble import Cause, Trouble
+from bpfilter.rollout.waivers import Waiver
+from bpfilter.rollout.watching import by_counters
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
 
@@ -51,17 +63,23 @@ class Request:
     force: bool = False
     shadow_share: float = 1.0
     verify_share: float = 0.0
+    guards: Guards = field(default_factory=Guards)
 
 
 Report = Callable[[str], None]
 
 
 class Rollout:
-    """One namespace's rollout, used by one thread; leaving the context rolls back to off."""
+    """One namespace's rollout, used by one thread; leaving the context rolls back to off.
+
+    `lease.held` tells whether the programs may decide (or compare) at this moment.
+    """
 
     def __init__(self, request: Request, journal: Journal, report: Report) -> None:
         self.request = request
         self.stage = Stage.OFF
+        self.scope = Scope()
+        self.waivers: tuple[Waiver, ...] = ()
         self.prepared: Prepared | None = None
         self.mark: MarkField | None = None
         self.lease: Lease | None = None
@@ -70,8 +88,11 @@ class Rollout:
         self._program: Program | None = None
         self._links: Mapping[str, int] = {}
         self._expected: Mapping[Tables, Fingerprint] = {}
+        self._made: Mapping[Tables, Mapping[str, Sequence[str]]] = {}
         self._counted_from: Mapping[Family, Ruleset] = {}
         self._since = 0.0
+        self._revoked = 0.0
+        self._totals = Totals()
         self._ticks = 0
 
     def __enter__(self) -> Rollout:
@@ -88,22 +109,15 @@ class Rollout:
     def shadow(self) -> Prepared:
         """Translate, load and attach without deciding anything. RolloutError leaves it off."""
         self.rollback()
-        try:
-            self._links = self._interfaces()
-            with self._journal.step("plan"):
-                prepared = self.prepared = prepare(
-                    self.request.backend, chains=self.request.chains, force=self.request.force
-                )
-            with self._journal.step("attach"):
-                self._counted_from = prepared.count()
-                self._start(prepared, None)
-            self._expected = prepared.fingerprints
-            self._vouch(None)
-            self._enter(Stage.SHADOW)
-        except BaseException:
-            self.rollback()
-            raise
+        with self._all_or_nothing():
+            prepared = self._prepare()
+            self._counted_from = prepared.count()
+            self._replace(prepared, Stage.SHADOW, Scope(), None, None)
         return prepared
+
+    def canary(self, scope: Scope, confirm_within: float | None = None) -> None:
+        """Let the programs decide within a scope; otherwise as `enforce`."""
+        self._cut_over(Stage.CANARY, scope, confirm_within)
 
     def enforce(self, confirm_within: float | None = None) -> None:
         """Let the programs decide, for at most `confirm_within` seconds unless confirmed.
@@ -111,34 +125,67 @@ class Rollout:
         RolloutError, with everything rolled back, if the host does not allow it or the ruleset
         changed since it was translated.
         """
-        prepared = self.prepared
-        if self.stage is not Stage.SHADOW or prepared is None:
-            raise RolloutError(
-                "only a shadowed plan is enforced", hint="start with the shadow stage"
-            )
+        self._cut_over(Stage.ENFORCE, Scope(), confirm_within)
+
+    def swap(self) -> Prepared:
+        """Stay in the stage with what the rules are now: iptables decides alone meanwhile.
+
+        A deadline that nobody met goes on. RolloutError leaves it off; ProofFailed as well.
+        """
+        stage, scope, lease = self.stage, self.scope, self.lease
+        if stage is Stage.OFF or self.prepared is None:
+            raise RolloutError("nothing is deployed", hint="start with the shadow stage")
+        self._revoke()
+        with self._all_or_nothing():
+            prepared = self._prepare()
+            if prepared.backend is not self.prepared.backend:
+                raise RolloutError(
+                    f"the rules moved to iptables-{prepared.backend}", hint="deploy again"
+                )
+            if stage is Stage.SHADOW:
+                self._counted_from = prepared.count()
+            mark = self._choose_mark(prepared) if stage.decides else None
+            deadline = None if lease is None else lease.deadline
+            self._replace(prepared, stage, scope, mark, deadline)
+        return prepared
+
+    def adopt(self) -> bool:
+        """Take over what a daemon that ended left standing, if it is whole and still the rules'.
+
+        False, with nothing changed, if there is no such thing; an error leaves it off.
+        """
+        found = Record.read(self._journal)
+        if found is None or found.interfaces != found.scope.attached(self.request.interfaces):
+            return False
+        held = Program.pinned()
         try:
-            self._refuse_obstacles()
-            self.mark = self._choose_mark(prepared)
-            if self.mark.max_code < CODES - 1:
-                prepared = self.prepared = prepared.within(self.mark)
-            self._stop()
-            with self._journal.step("dispatch"):
-                self._install(prepared, self.mark)
-            with self._journal.step("mark"):
-                self._start(prepared, self.mark)
-            self._vouch(confirm_within)
-            self._enter(Stage.ENFORCE)
-        except BaseException:
-            self.rollback()
-            raise
+            prepared = self._prepare()
+            narrowed = prepared.narrowed(found.scope, found.mark)
+            same = found.describes(prepared, narrowed, held) and not obstacles(found.mark)
+        except BpfilterError:
+            same = False
+        if not same:
+            for attachment in held.values():
+                attachment.close()
+            return False
+        with self._all_or_nothing():
+            self.prepared, self._links = narrowed, self._interfaces(found.scope)
+            self._expected = prepared.fingerprints
+            self._made = {t: ours.contents(t.save()) for t in narrowed.tables.values()}
+            program = self._load(narrowed, self._links, found.mark, found.scope)
+            self.mark, self.scope = found.mark, found.scope
+            self._switch(program, held)
+            self._begin(found.stage, found.deadline)
+        return True
 
     def confirm(self) -> None:
         """The operator confirmed the stage: it stays."""
         if self.lease is not None:
             self.lease.confirm()
+            self._write_record()
             self._report("confirmed")
 
-    def tick(self) -> str | None:
+    def tick(self) -> Trouble | None:
         """Check everything, then renew the lease. Otherwise revoke it and say why."""
         reason = self._trouble()
         if self.lease is None or self._program is None:
@@ -147,10 +194,15 @@ class Rollout:
             if self._program.refresh_addresses():
                 self._report("the host's addresses changed: the program knows them now")
             self.lease.renew()
-        else:
-            self.lease.revoke()
+        elif self.lease.held:
+            self._revoke()
             self._report(f"lease revoked: {reason}")
         return reason
+
+    def edited(self) -> bool:
+        """Whether the kernel's rules are of another generation than the program's; quick."""
+        program = self._program
+        return program is not None and program.observe() != program.generation
 
     def compare(self) -> Sequence[ShadowReport]:
         """Compare counters since the shadow stage began, one report per chain."""
@@ -164,7 +216,7 @@ class Rollout:
         ]
 
     def comparison(self) -> Comparison | None:
-        """Packet by packet in shadow, and of sampled packets in enforce; else by counters.
+        """Packet by packet in shadow, and of sampled packets when deciding; else by counters.
 
         Counters are compared in shadow only. None if nothing is compared now.
         """
@@ -175,8 +227,7 @@ class Rollout:
             return program.watch.comparison()
         if self.stage is not Stage.SHADOW:
             return None
-        chains = self.prepared.chains()
-        reports = zip(chains, self.compare(), strict=True)
+        reports = zip(self.prepared.chains(), self.compare(), strict=True)
         found = [(plan.family, chain, report) for (plan, chain), report in reports]
         return by_counters(found, program.punted(), self._since)
 
@@ -184,29 +235,151 @@ class Rollout:
         """Packets that the loaded program decided, or in shadow would have decided."""
         return 0 if self._program is None else self._program.decided()
 
+    def punted(self) -> Mapping[Reason, int]:
+        """Packets that the loaded program left to the original rules, by reason."""
+        return {} if self._program is None else self._program.punted()
+
+    def totals(self) -> Mapping[RuleName, Bounds]:
+        """Packets per rule, of all generations since this object was made."""
+        return self._totals.with_present(
+            self.prepared, {} if self._program is None else self._program.rule_counts()
+        )
+
     def rollback(self) -> None:
         """Back to off from any stage; does nothing where there is nothing."""
-        if self.lease is not None:
-            self.lease.revoke()
-        marked = self.mark is not None
-        if marked and self.prepared is not None:
-            time.sleep(_GRACE_SECONDS)
-            with self._journal.step("remove dispatch"):
-                for tables in self.prepared.tables.values():
-                    tables.clear()
-        self._stop()
-        self.mark = None
-        if self.stage is not Stage.OFF:
-            self._enter(Stage.OFF)
+        self._revoke()
+        record.forget(self._journal)
+        try:
+            if self.mark is not None and self.prepared is not None:
+                self._settle()
+                with self._journal.step("remove dispatch"):
+                    for tables in self.prepared.tables.values():
+                        tables.clear()
+        finally:
+            self._stop()
+            self.mark = None
+            if self.stage is not Stage.OFF:
+                self._enter(Stage.OFF)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.rollback()
+            raise
+
+    def _prepare(self) -> Prepared:
+        with self._journal.step("plan"):
+            return prepare(
+                self.request.backend, chains=self.request.chains, force=self.request.force
+            )
+
+    def _cut_over(self, stage: Stage, scope: Scope, confirm_within: float | None) -> None:
+        prepared = self.prepared
+        if not self.stage.before(stage) or self.stage is Stage.OFF or prepared is None:
+            raise RolloutError(
+                f"from {self.stage} nothing goes to {stage}", hint="start with the shadow stage"
+            )
+        with self._all_or_nothing():
+            if found := host.host_obstacles():
+                raise RolloutError(f"cannot enforce: {found[0].what}", hint=found[0].hint)
+            if self.stage.decides:
+                # A canary may have been of fewer chains than there are.
+                prepared = self._prepare()
+            mark = self._choose_mark(prepared)
+            deadline = None
+            if confirm_within is not None:
+                deadline = time.monotonic_ns() + int(confirm_within * 1e9)
+            self._replace(prepared, stage, scope, mark, deadline)
+
+    def _replace(
+        self,
+        prepared: Prepared,
+        stage: Stage,
+        scope: Scope,
+        mark: MarkField | None,
+        deadline: int | None,
+    ) -> None:
+        """Put a new generation in the place of the present one, if there is one."""
+        self._revoke()
+        record.forget(self._journal)
+        narrowed = prepared if mark is None else prepared.narrowed(scope, mark)
+        links = self._interfaces(scope)
+        program = self._load(narrowed, links, mark, scope)
+        try:
+            self._keep_totals()
+            self._expected = prepared.fingerprints
+            if mark is not None:
+                self._settle()
+                # From here on chains of ours may stand, which a rollback has to remove.
+                self.prepared, self.mark = narrowed, mark
+                with self._journal.step("dispatch"):
+                    self._expected, self._made = install(narrowed, mark, tuple(links), self._made)
+                program.accept(program.observe())
+        except BaseException:
+            program.close()
+            raise
+        self.prepared, self._links, self.scope = narrowed, links, scope
+        self._switch(program, {} if self._program is None else self._program.release())
+        self._begin(stage, deadline)
+
+    def _load(
+        self, prepared: Prepared, links: Mapping[str, int], mark: MarkField | None, scope: Scope
+    ) -> Program:
+        share = self.request.shadow_share if mark is None else self.request.verify_share
+        with self._journal.step("load"):
+            program = Program.load(prepared.image, links, mark, scope, share=share)
+        if program.unwatched is not None:
+            self._report(f"{program.unwatched}; counters are compared instead")
+        return program
+
+    def _switch(self, program: Program, held: Mapping[str, Attachment]) -> None:
+        old, self._program = self._program, program
+        with self._journal.step("attach"):
+            program.attach(held)
+        if old is not None:
+            old.close()
+
+    def _begin(self, stage: Stage, deadline: int | None) -> None:
+        """Start the lease, if what was translated is still what is there."""
+        program = self._program
+        if program is None:
+            raise RolloutError("nothing is loaded", hint="try again")
+        self.lease = Lease(program, self.request.lease_seconds, deadline)
+        trouble = self._trouble()
+        if trouble is not None:
+            raise RolloutError(f"{trouble} during the stage change", hint="try again")
+        program.refresh_addresses()
+        with self._journal.step("lease"):
+            self._enter(stage)
+            self._write_record()
+            self.lease.renew()
+
+    def _write_record(self) -> None:
+        if self.mark is None or self.prepared is None or self.lease is None:
+            return
+        Record(
+            self.stage,
+            self.scope,
+            self.mark,
+            tuple(self._links),
+            record.wholes(self._expected),
+            record.codes_digest(self.prepared),
+            self.lease.deadline,
+            record.boot_id(),
+        ).write(self._journal)
 
     def _enter(self, stage: Stage) -> None:
+        if stage is not self.stage:
+            self._since = time.time()
         self.stage = stage
         self._journal.set("stage", stage)
         self._report(f"stage {stage}")
 
-    def _interfaces(self) -> Mapping[str, int]:
+    def _interfaces(self, scope: Scope) -> Mapping[str, int]:
         found = {}
-        for name in self.request.interfaces:
+        for name in scope.attached(self.request.interfaces):
             for obstacle in host.link_obstacles(name):
                 raise RolloutError(obstacle.what, hint=obstacle.hint)
             index = host.link_index(name)
@@ -214,116 +387,66 @@ class Rollout:
                 found[name] = index
         return found
 
-    def _refuse_obstacles(self) -> None:
-        for obstacle in host.host_obstacles():
-            raise RolloutError(f"cannot enforce: {obstacle.what}", hint=obstacle.hint)
-
     def _choose_mark(self, prepared: Prepared) -> MarkField:
-        uses = (*ruleset_uses(prepared.rulesets.values()), *host.mark_uses())
-        return choose(uses)
+        return choose((*ruleset_uses(prepared.rulesets.values()), *host.mark_uses()))
 
-    def _install(self, prepared: Prepared, mark: MarkField) -> None:
-        rulesets = prepared.rulesets.values()
-        translated = bool(host.native_nft()) or host.may_translate(rulesets)
-        for family in prepared.plans:
-            prepared.tables[family].install(
-                prepared.dispatch(family, mark, self.request.interfaces, translated=translated)
-            )
-        now = {tables: Fingerprint.of(tables.save()) for tables in prepared.fingerprints}
-        for tables, fingerprint in now.items():
-            if fingerprint.ruleset != prepared.fingerprints[tables].ruleset:
-                raise RolloutError(
-                    f"the {tables.family} rules changed while they were translated",
-                    hint="try again",
-                )
-        self._expected = now
+    def _revoke(self) -> None:
+        if self.lease is not None and self.lease.held:
+            self.lease.revoke()
+            self._revoked = time.monotonic()
 
-    def _start(self, prepared: Prepared, mark: MarkField | None) -> None:
-        share = self.request.shadow_share if mark is None else self.request.verify_share
-        program = self._program = Program.load(prepared.image, self._links, mark, share=share)
-        self._since = time.time()
-        if program.unwatched is not None:
-            self._report(f"{program.unwatched}; counters are compared instead")
-        program.attach()
-        self.lease = Lease(program, self.request.lease_seconds)
+    def _settle(self) -> None:
+        """Wait until packets that were marked before the lease was revoked are through."""
+        time.sleep(max(self._revoked + _GRACE_SECONDS - time.monotonic(), 0))
 
-    def _vouch(self, confirm_within: float | None) -> None:
-        """Start the lease, if what was translated is still what is there."""
-        trouble = self._trouble()
-        if trouble is not None or self.lease is None:
-            raise RolloutError(f"{trouble} during the stage change", hint="try again")
-        if self._program is not None:
-            self._program.refresh_addresses()
-        if confirm_within is not None:
-            self.lease.confirm_within(confirm_within)
-        self.lease.renew()
+    def _keep_totals(self) -> None:
+        if self._program is not None and self.prepared is not None:
+            self._totals.add(self.prepared, self._program.rule_counts())
 
     def _stop(self) -> None:
         self.lease = None
         if self._program is not None:
+            self._keep_totals()
             with self._journal.step("detach"):
                 self._program.close()
             self._program = None
 
-    def _drift(self) -> str | None:
-        for tables, expected in self._expected.items():
-            drift = expected.drift(tables.save())
-            if drift:
-                return f"{tables.family} iptables-{tables.backend} {drift}"
-        return None
-
-    def _trouble(self) -> str | None:
+    def _trouble(self) -> Trouble | None:
         """Why the program may not go on; None if all it rests on is as it was."""
         program = self._program
         if self.lease is None or program is None:
-            return "nothing is loaded"
+            return Trouble("nothing is loaded", Cause.HOST)
         if self.lease.seconds_left == 0:
-            return "the stage was not confirmed in time"
-        for name, index in self._links.items():
-            if host.link_index(name) != index:
-                return f"interface {name} is gone or was renamed"
+            return Trouble("the stage was not confirmed in time", Cause.UNCONFIRMED)
+        if (moved := moved_links(self._links)) is not None:
+            return moved
         if not program.attached():
-            return "our program is no longer attached"
+            return Trouble("our program is no longer attached", Cause.HOST)
         if program.watch is not None:
             program.watch.poll()
             if self.mark is not None and program.watch.mismatches:
-                return _mismatch(program.watch)
+                seen = program.watch.comparison()
+                if found := inspect(self.request.guards, seen, self.waivers, time.time()):
+                    return found
         if self.mark is not None and (foreign := program.foreign()):
-            return f"foreign {foreign[0]} could forge marks"
+            return Trouble(f"foreign {foreign[0]} could forge marks", Cause.HOST)
         generation = program.observe()
-        return self._drift() or self._host_trouble(generation) or self._follow(generation)
+        return drifted(self._expected) or self._host_trouble(generation) or self._follow(generation)
 
-    def _host_trouble(self, generation: Generation) -> str | None:
+    def _host_trouble(self, generation: Generation) -> Trouble | None:
         """What only matters to marks, looked at now and then and after any edit of rules."""
         self._ticks += 1
         edited = self._program is not None and generation != self._program.generation
         if self.mark is None or not (edited or self._ticks % _HOST_TICKS == 0):
             return None
-        for obstacle in host.host_obstacles():
-            return obstacle.what
-        for use in host.mark_uses():
-            if use.bits & self.mark.mask:
-                return f"{use.user} uses our bits of the mark"
-        return None
+        return obstacles(self.mark)
 
-    def _follow(self, generation: Generation) -> str | None:
+    def _follow(self, generation: Generation) -> Trouble | None:
         """Accept a generation under which the rules were just found unchanged."""
         if self._program is None or generation == self._program.generation:
             return None
         if self._program.observe() != generation:
-            return "the kernel's rules are being changed"
+            return Trouble("the kernel's rules are being changed", Cause.RULESET)
         self._program.accept(generation)
         self._report("the kernel's rules were edited, ours and those we translated are the same")
         return None
-
-
-def _mismatch(watch: Watch) -> str:
-    """The evidence that ends a stage, in one sentence."""
-    samples = watch.comparison().samples
-    if not samples:
-        return "a packet's verdict differed from what the program decides"
-    first = samples[0]
-    return (
-        f"iptables gave {first.actual} to a packet for which the program decides"
-        f" {first.predicted} by {first.key.family} {first.key.rule}"
-    )

@@ -6,6 +6,7 @@ transaction: it happens whole or not at all.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bpfilter.errors import RolloutError
@@ -50,9 +51,9 @@ class Tables:
                 hint="check that the kernel has the mark, MARK and conntrack extensions",
             )
 
-    def install(self, dispatch: Dispatch) -> bool:
-        """Leave exactly this dispatch in the table; false if it already stood there."""
-        return self._edit(dispatch)
+    def install(self, dispatch: Dispatch, known: Mapping[str, Sequence[str]] | None = None) -> bool:
+        """Leave exactly this dispatch in the table; `known` as in `ours.edit`."""
+        return self._edit(dispatch, known)
 
     def clear(self) -> bool:
         """Remove everything of ours; false if there was nothing."""
@@ -62,10 +63,12 @@ class Tables:
         """What of ours stands in the table now."""
         return ours.leftovers(self.save())
 
-    def _edit(self, dispatch: Dispatch | None) -> bool:
+    def _edit(
+        self, dispatch: Dispatch | None, known: Mapping[str, Sequence[str]] | None = None
+    ) -> bool:
         chains = {} if dispatch is None else dispatch.chains
         jumps = () if dispatch is None else dispatch.jumps
-        text = ours.edit(self.save(), chains, jumps)
+        text = ours.edit(self.save(), chains, jumps, known)
         if text:
             self.restore(text)
         return bool(text)

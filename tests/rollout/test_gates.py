@@ -36,6 +36,7 @@ def comparison(
         "unseen": {},
         "incomparable": {},
         "samples": (),
+        "remembered": 100,
     }
     return Comparison(**values | changes)
 
