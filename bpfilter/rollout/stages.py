@@ -70,10 +70,7 @@ Report = Callable[[str], None]
 
 
 class Rollout:
-    """One namespace's rollout, used by one thread; leaving the context rolls back to off.
-
-    `lease.held` tells whether the programs may decide (or compare) at this moment.
-    """
+    """One namespace's rollout, used by one thread; leaving the context rolls back to off."""
 
     def __init__(self, request: Request, journal: Journal, report: Report) -> None:
         self.request = request
@@ -132,7 +129,8 @@ class Rollout:
 
         A deadline that nobody met goes on. RolloutError leaves it off; ProofFailed as well.
         """
-        stage, scope, lease = self.stage, self.scope, self.lease
+        stage, scope = self.stage, self.scope
+        deadline = None if self.lease is None else self.lease.deadline
         if stage is Stage.OFF or self.prepared is None:
             raise RolloutError("nothing is deployed", hint="start with the shadow stage")
         self._revoke()
@@ -145,7 +143,6 @@ class Rollout:
             if stage is Stage.SHADOW:
                 self._counted_from = prepared.count()
             mark = self._choose_mark(prepared) if stage.decides else None
-            deadline = None if lease is None else lease.deadline
             self._replace(prepared, stage, scope, mark, deadline)
         return prepared
 
@@ -288,10 +285,7 @@ class Rollout:
                 # A canary may have been of fewer chains than there are.
                 prepared = self._prepare()
             mark = self._choose_mark(prepared)
-            deadline = None
-            if confirm_within is not None:
-                deadline = time.monotonic_ns() + int(confirm_within * 1e9)
-            self._replace(prepared, stage, scope, mark, deadline)
+            self._replace(prepared, stage, scope, mark, None, confirm_within)
 
     def _replace(
         self,
@@ -300,6 +294,7 @@ class Rollout:
         scope: Scope,
         mark: MarkField | None,
         deadline: int | None,
+        confirm_within: float | None = None,
     ) -> None:
         """Put a new generation in the place of the present one, if there is one."""
         self._revoke()
@@ -316,13 +311,12 @@ class Rollout:
                 self.prepared, self.mark = narrowed, mark
                 with self._journal.step("dispatch"):
                     self._expected, self._made = install(narrowed, mark, tuple(links), self._made)
-                program.accept(program.observe())
         except BaseException:
             program.close()
             raise
         self.prepared, self._links, self.scope = narrowed, links, scope
         self._switch(program, {} if self._program is None else self._program.release())
-        self._begin(stage, deadline)
+        self._begin(stage, deadline, confirm_within)
 
     def _load(
         self, prepared: Prepared, links: Mapping[str, int], mark: MarkField | None, scope: Scope
@@ -341,15 +335,19 @@ class Rollout:
         if old is not None:
             old.close()
 
-    def _begin(self, stage: Stage, deadline: int | None) -> None:
+    def _begin(
+        self, stage: Stage, deadline: int | None, confirm_within: float | None = None
+    ) -> None:
         """Start the lease, if what was translated is still what is there."""
         program = self._program
         if program is None:
             raise RolloutError("nothing is loaded", hint="try again")
         self.lease = Lease(program, self.request.lease_seconds, deadline)
-        trouble = self._trouble()
-        if trouble is not None:
+        program.accept(program.observe())  # of our own edits; what follows sees any other
+        if (trouble := self._trouble()) is not None:
             raise RolloutError(f"{trouble} during the stage change", hint="try again")
+        if confirm_within is not None:
+            self.lease.confirm_within(confirm_within)
         program.refresh_addresses()
         with self._journal.step("lease"):
             self._enter(stage)
