@@ -13,10 +13,12 @@ C_SOURCES := $(wildcard bpf_templates/*.[ch] bench/*.[ch] tests/*/*.[ch])
 N ?= 200
 PACKETS ?= 200
 SEED ?= 1
+# Packets of `make soak`.
+SOAK ?= 1000000
 # Further arguments: make test ARGS='-k parser', make bench ARGS=--quick
 ARGS ?=
 
-.PHONY: help setup system templates demo test lint format bench fuzz wheel lock clean
+.PHONY: help setup system templates demo test lint format bench fuzz soak wheel lock clean
 
 help:
 	@echo 'make setup      system packages (as root), .venv, BPF templates; quick when done'
@@ -26,6 +28,7 @@ help:
 	@echo 'make format     ruff and clang-format write'
 	@echo 'make bench      measures planning, proving, loading and classification'
 	@echo 'make fuzz N=200 random rulesets, kernel against program, packet by packet'
+	@echo 'make soak         a million packets of mixed traffic in shadow, each compared'
 	@echo 'make templates  compiles bpf_templates/ into $(TEMPLATES)/'
 	@echo 'make wheel      dist/bpfilter-*.whl with the compiled templates'
 	@echo 'make lock       writes requirements.lock anew'
@@ -78,6 +81,9 @@ bench: setup
 
 fuzz: setup
 	$(BIN)/python -m bpfilter.cli.fuzz --rulesets $(N) --packets $(PACKETS) --seed $(SEED) $(ARGS)
+
+soak: setup
+	$(BIN)/python -m tests.soak.soak --packets $(SOAK) $(ARGS)
 
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -11,7 +11,7 @@ import ctypes
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from bpfilter.demo.network import inside
 from bpfilter.kernel.attach import attach
 from bpfilter.kernel.config import Mode
 from bpfilter.kernel.program import Classifier, Options
+from bpfilter.kernel.shadow import Shadow
 from bpfilter.kernel.syscall import PROG_TEST_RUN, RunAttributes, bpf
 from bpfilter.rollout.dispatch import render
 from bpfilter.ruleset.read import read_text
@@ -37,6 +38,7 @@ _BATCH = 64
 _SECONDS = 0.3
 _ROUNDS = 5
 _AFTER = "*security\n:INPUT DROP [0:0]\nCOMMIT\n"
+_SHARES = (1.0, 0.05)
 _BACKENDS = ("legacy", "nft")
 
 
@@ -63,6 +65,9 @@ def _paths(
         network.restore(backend, text + _AFTER)
         yield f"iptables-{backend}", *_send(network, driver)
         image = assemble([plan])
+        for share in _SHARES:
+            with _attached(network, image, shadow_share=share):
+                yield f"shadow of {share:.0%} + iptables-{backend}", *_send(network, driver)
         chain = plan.chains[_CHAIN]
         dispatch = render(plan.ruleset, chain, image.codes, DEFAULT_MARK, [FILTERING])
         network.restore(backend, dispatch.add, "--noflush")
@@ -86,19 +91,21 @@ def _driver(network: Network, plan: Plan, seed: int, packets: int) -> Iterator[D
 
 
 @contextmanager
-def _attached(network: Network, image: Image) -> Iterator[None]:
-    """The program at the filtering interface, with marks on."""
-    with inside(network.filter):
+def _attached(network: Network, image: Image, shadow_share: float = 0.0) -> Iterator[None]:
+    """The program at the filtering interface: with marks on, or comparing only."""
+    with inside(network.filter), ExitStack() as stack:
         index = socket.if_nametoindex(FILTERING)
-        options = Options(mode=Mode.FORCED, interfaces={index: FILTERING}, marking=DEFAULT_MARK)
-        classifier = Classifier.load(image, options)
-        attachment = attach(classifier.fd, index)
-    try:
+        options = Options(
+            mode=Mode.FORCED,
+            interfaces={index: FILTERING},
+            marking=None if shadow_share else DEFAULT_MARK,
+            shadow_share=shadow_share,
+        )
+        classifier = stack.enter_context(Classifier.load(image, options))
+        if shadow_share:
+            stack.enter_context(Shadow.attach(classifier))
+        stack.callback(attach(classifier.fd, index).close)
         yield
-    finally:
-        with inside(network.filter):
-            attachment.close()
-        classifier.close()
 
 
 def _send(network: Network, driver: Driver) -> tuple[float, float]:

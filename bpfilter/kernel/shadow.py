@@ -61,10 +61,11 @@ _PROG_TYPE_NETFILTER = 32
 _PROTOCOL = {Family.IPV4: 2, Family.IPV6: 10}
 _HOOKS = (Hook.INPUT, Hook.FORWARD)
 _ACCEPT, _DROP = 1, 2
+_MISSES_OFFSET = 208
 
 
 class Tally(IntEnum):
-    """Counters of the programs. SWEPT ones are counted by `Shadow.sweep`."""
+    """Counters of the programs; `Shadow.sweep` adds to VANISHED and QUEUED."""
 
     STORED = 0
     BEFORE = 1
@@ -123,6 +124,7 @@ class Shadow:
     def __init__(self, loaded: BpfObject, classifier: Classifier) -> None:
         self._stack = ExitStack()
         self._stack.callback(loaded.close)
+        self._dropped = loaded.program_fd("dropped")
         self._contents = classifier.contents
         self._predictions = classifier.map_fd("predictions")
         self._room = classifier.options.room
@@ -194,6 +196,16 @@ class Shadow:
     def mismatches(self) -> int:
         """Packets whose verdict the prediction excluded; read without a system call."""
         return int(self._tally.cells["n"][Tally.MISMATCHES])
+
+    def missed(self) -> int:
+        """Drops anywhere on the host that the tracepoint did not report to us.
+
+        The kernel runs no program within itself: drops in an interrupt that came while it looked at
+        another drop are passed over (bpf_prog_info.recursion_misses). A packet of ours among them
+        counts as queued.
+        """
+        (missed,) = struct.unpack_from("=Q", syscall.object_info(self._dropped), _MISSES_OFFSET)
+        return int(missed)
 
     def pairs(self, slot: int) -> npt.NDArray[np.uint64]:
         """[entries, 3, 2]: packets by deciding entry, predicted (ACCEPT, DROP, open), actual."""

@@ -35,7 +35,7 @@ class Unseen(StrEnum):
     """Why a predicted packet was never seen at its filter hook."""
 
     BEFORE = "dropped or consumed before filter"  # raw, mangle, nat, routing, rp_filter
-    QUEUED = "held by a queue in filter"  # NFQUEUE
+    QUEUED = "held by a queue in filter, or its end went unnoticed"
     VANISHED = "its address was used again before it was seen"
     LOST = "no room to remember it"
 
