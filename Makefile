@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# The habits: make demo, make test, make lint, make bench, make fuzz N=2000.
+# The habits: make demo, make test, make lint, make bench, make fuzz N=2000,
+# make chaos MINUTES=5 SEED=2.
 
 PYTHON ?= /usr/bin/python3
 VENV := .venv
@@ -15,10 +16,12 @@ PACKETS ?= 200
 SEED ?= 1
 # Packets of `make soak`.
 SOAK ?= 1000000
+# Minutes of random acts per world of `make chaos`; the deaths at every point come on top.
+MINUTES ?= 2
 # Further arguments: make test ARGS='-k parser', make bench ARGS=--quick
 ARGS ?=
 
-.PHONY: help setup system templates demo test lint format bench fuzz soak wheel lock clean
+.PHONY: help setup system templates demo test lint format bench fuzz soak chaos wheel lock clean
 
 help:
 	@echo 'make setup      system packages (as root), .venv, BPF templates; quick when done'
@@ -28,7 +31,8 @@ help:
 	@echo 'make format     ruff and clang-format write'
 	@echo 'make bench      measures planning, proving, loading and classification'
 	@echo 'make fuzz N=200 random rulesets, kernel against program, packet by packet'
-	@echo 'make soak         a million packets of mixed traffic in shadow, each compared'
+	@echo 'make soak       a million packets of mixed traffic in shadow, each compared'
+	@echo 'make chaos      every packet accounted while all kinds of things happen, as root'
 	@echo 'make templates  compiles bpf_templates/ into $(TEMPLATES)/'
 	@echo 'make wheel      dist/bpfilter-*.whl with the compiled templates'
 	@echo 'make lock       writes requirements.lock anew'
@@ -84,6 +88,9 @@ fuzz: setup
 
 soak: setup
 	$(BIN)/python -m tests.soak.soak --packets $(SOAK) $(ARGS)
+
+chaos: setup
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED) $(ARGS)
 
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -51,7 +51,8 @@ class RuleCount:
 
 @dataclass(frozen=True, slots=True)
 class ShadowReport:
-    """`decided`: packets the program decided; `walked`: also those it counted but had to punt.
+    """`decided`: packets the program decided, at rules that are this chain's alone; `walked`: all
+    that it decided and those it counted but had to punt.
 
     `judged`: packets that reached the chain. `diverted`: those that a dynamic rule ended.
     `left_out`: rules not compared.
@@ -105,12 +106,13 @@ def compare(before: Ruleset, after: Ruleset, chain: ChainPlan, counted: Counted)
     }
     bounds = _by_rule(chain, counted.entries)
     conditional = {item.rule for item in chain.flat.items if not item.terminal}
-    counts, left_out, judged, diverted = [], 0, 0, 0
+    counts, left_out, judged, diverted, shared = [], 0, 0, 0, 0
     reach = _reach(table, chain.chain)
     for ref in (r for name in reach for r in _ends(table, chain.table, chain.chain, name)):
         delta = _packets(after, ref) - _packets(before, ref)
         if ref.chain in others:
             left_out += 1
+            shared += bounds.get(ref, Bounds(0, 0)).possible
             continue
         judged += delta
         if ref in conditional:
@@ -118,7 +120,9 @@ def compare(before: Ruleset, after: Ruleset, chain: ChainPlan, counted: Counted)
             diverted += delta
         else:
             counts.append(RuleCount(ref, bounds.get(ref, Bounds(0, 0)), delta))
-    return ShadowReport(tuple(counts), left_out, counted.decided, counted.walked, judged, diverted)
+    # What the program decided where iptables cannot tell whose packets they were does not count.
+    decided = max(counted.decided - shared, 0)
+    return ShadowReport(tuple(counts), left_out, decided, counted.walked, judged, diverted)
 
 
 def judged(ruleset: Ruleset, table: str, chain: str) -> int:

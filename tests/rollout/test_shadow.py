@@ -65,3 +65,11 @@ def test_rules_that_other_chains_reach_too_are_left_out() -> None:
     result = report(web=0, policy=0, both=50, program={})
     assert RuleRef("filter", "BOTH", 1) not in {count.rule for count in result.rules}
     assert result.left_out == 2
+
+
+def test_decisions_at_shared_rules_do_not_stand_for_packets_that_the_program_left_alone() -> None:
+    shared = RuleRef("filter", "BOTH", 1)
+    program = {shared: Bounds(20, 20), POLICY: Bounds(3, 3)}
+    result = report(web=0, policy=9, both=20, program=program)
+    assert result.mismatches == ()
+    assert result.unseen == 6

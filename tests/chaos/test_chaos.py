@@ -1,0 +1,49 @@
+"""The short form of `make chaos`, and proof that its accounting notices what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos.run import BACKENDS, plain, run, wrong
+
+pytestmark = pytest.mark.kernel
+
+
+def hush(_line: str) -> None:
+    """Where a run says what it does."""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_under_iptables_alone_the_book_finds_nothing(backend: str) -> None:
+    result = plain(backend, router=True, seconds=1, seed=3, rate=200)
+    assert result.good, result
+    assert result.tally.accepted > 100
+    assert result.tally.dropped > 100
+    assert result.decided == 0
+    assert result.conversations > 0
+
+
+@pytest.mark.parametrize(("backend", "verdict"), [("nft", "accept"), ("legacy", "drop")])
+def test_a_wrong_dispatch_is_found(backend: str, verdict: str) -> None:
+    tally = wrong(backend, verdict, router=False, seconds=1.5, rate=200).tally
+    found = tally.wrongly_accepted if verdict == "accept" else tally.wrongly_dropped
+    assert found > 10, tally
+    assert tally.evidence
+
+
+@pytest.mark.parametrize(
+    ("backend", "acts", "points"),
+    [
+        ("nft", ("rules are edited",), (12,)),
+        ("legacy", ("SIGKILL",), (20,)),
+    ],
+)
+def test_every_packet_gets_its_verdict_whatever_happens(
+    backend: str, acts: tuple[str, ...], points: tuple[int, ...]
+) -> None:
+    result = run(
+        backend, router=True, seconds=1, seed=5, rate=200, say=hush, points=points, only=acts
+    )
+    assert result.good, result
+    assert result.decided > 0
+    assert result.points == list(points)
