@@ -90,6 +90,7 @@ class Diagrams:
         self._chunks: dict[tuple[Field, int, int, int], BCDDFunction] = {}
         self._sets: dict[tuple[Field, Intervals], BCDDFunction] = {}
         self._states: dict[int, BCDDFunction] = {}
+        self._others: dict[Field | None, BCDDFunction] = {}
         self.valid = self._valid(limits)
         self.packet_variables = self._cube(range(start))
         self.outcome_variables = self._cube(self.outcome_numbers)
@@ -110,6 +111,33 @@ class Diagrams:
             if name in self._bits and limit < 1 << len(self._bits[name]):
                 result = result & self.values(name, Intervals.single(0, limit - 1))
         return result
+
+    @property
+    def variables(self) -> int:
+        """How many there are."""
+        return self.outcome_numbers.stop
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The fields that packets have here, in the order of their variables."""
+        return tuple(self._first)
+
+    def first_bit(self, name: Field) -> int:
+        """The variable of a field's highest bit; the others follow."""
+        return self._first[name]
+
+    def all_but(self, name: Field | None) -> BCDDFunction:
+        """All variables but a field's, or but the state's, to be quantified."""
+        if name not in self._others:
+            start = 0 if name is None else self._first[name]
+            width = _STATE_BITS if name is None else len(self._bits[name])
+            kept = range(start, start + width)
+            rest = self.true
+            for number in reversed(range(self.outcome_numbers.start)):
+                if number not in kept:
+                    rest = self._manager.var(number) & rest
+            self._others[name] = rest
+        return self._others[name]
 
     def check_time(self) -> None:
         if time.monotonic() > self.deadline:

@@ -13,6 +13,7 @@ import typer
 from bpfilter import __version__
 from bpfilter.cli.demo import demo_command
 from bpfilter.cli.deploy import deploy_command
+from bpfilter.cli.diff import diff_command
 from bpfilter.cli.eval import eval_command
 from bpfilter.cli.plan import plan_command
 from bpfilter.cli.run import run_app
@@ -49,6 +50,7 @@ def _root(
 
 
 app.command("plan", epilog=EPILOG)(plan_command)
+app.command("diff", epilog=EPILOG)(diff_command)
 app.command("eval", epilog=EPILOG)(eval_command)
 app.command("verify", epilog=EPILOG)(verify_command)
 app.command("deploy", epilog=EPILOG)(deploy_command)

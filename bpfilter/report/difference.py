@@ -1,0 +1,172 @@
+"""The semantic diff as one JSON-ready document, and its form for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from bpfilter.analysis.describe import describe_packet
+from bpfilter.analysis.difference import Change, HookDifference, Side
+from bpfilter.report.document import Document, printable, reference
+from bpfilter.report.words import box_words, state_words
+from bpfilter.ruleset.model import Rule, RuleRef, Ruleset
+from bpfilter.ruleset.writer import rule_words
+
+SCHEMA_VERSION = 1
+_COLOURS = {"ACCEPT": "green", "DROP": "red"}
+
+
+def difference_document(old: Ruleset, new: Ruleset, found: Sequence[HookDifference]) -> Document:
+    """Everything a semantic diff says. `same`: proven that no packet is treated differently."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "family": str(old.family),
+        "old": {"source": printable(old.source), "digest": old.digest},
+        "new": {"source": printable(new.source), "digest": new.digest},
+        "same": all(each.same for each in found),
+        "complete": all(each.complete for each in found),
+        "changed_verdicts": sum(change.of_verdict for each in found for change in each.changes),
+        "chains": [_chain(old, new, each) for each in found],
+    }
+
+
+def _chain(old: Ruleset, new: Ruleset, found: HookDifference) -> Document:
+    edits = found.edits
+    return {
+        "table": found.hook[0],
+        "chain": found.hook[1],
+        "same": found.same,
+        "complete": found.complete,
+        "changes": [_change(old, new, each, found) for each in found.changes],
+        "rules": {
+            "added": [_rule(rule) for rule in edits.added],
+            "removed": [_rule(rule) for rule in edits.removed],
+            "moved": [_rule(rule) for rule in edits.moved],
+            "policies": list(edits.policies),
+        },
+        "newly_unreachable": [_named(new, ref) for ref in found.newly_unreachable],
+        "dynamic": [printable(text.partition("\n")[0]) for text in found.dynamic],
+        "undecided": [_rule(rule) for rule in found.undecided],
+        "policy_undecided": found.policy_undecided,
+        "seconds": round(found.seconds, 4),
+    }
+
+
+def _change(old: Ruleset, new: Ruleset, change: Change, found: HookDifference) -> Document:
+    packet, state = change.example
+    return {
+        "verdict_changes": change.of_verdict,
+        "packets": [box_words(box, found.space) for box in change.boxes],
+        "more": change.more,
+        "share_of_headers": change.share,
+        "example": f"{describe_packet(packet, found.space)}, state {state_words(state)}",
+        "old": _side(old, change.old),
+        "new": _side(new, change.new),
+    }
+
+
+def _side(ruleset: Ruleset, side: Side) -> Document:
+    rule = _named(ruleset, side.rule)
+    texts = [printable(text.partition("\n")[0]) for text in side.passed]
+    # A target that ends the walk, as REJECT, is a dynamic rule and the deciding one.
+    after = [text for text in texts if rule["text"] != f"-A {rule['chain']} {text}"]
+    return {"verdict": side.verdict, "rule": rule, "after": after}
+
+
+def _named(ruleset: Ruleset, ref: RuleRef) -> Document:
+    table = ruleset.tables.get(ref.table)
+    chain = None if table is None else table.chains.get(ref.chain)
+    if ref.number == 0 or chain is None:
+        policy = "ACCEPT" if chain is None else chain.policy
+        return {**reference(ref), "text": f"-P {printable(ref.chain)} {policy}", "packets": None}
+    return _rule(chain.rules[ref.number - 1])
+
+
+def _rule(rule: Rule) -> Document:
+    return {
+        **reference(rule.ref),
+        "text": printable(f"-A {rule.chain} {rule_words(rule)}".rstrip()),
+        "packets": None if rule.counters is None else rule.counters.packets,
+    }
+
+
+def render_difference(document: Document, console: Console) -> None:
+    """Print the diff: what changes first, then what was edited without effect."""
+    console.print(
+        Text(f"{document['old']['source']} → {document['new']['source']}", style="bold"),
+        Text(f" ({document['family']})"),
+        sep="",
+    )
+    for chain in document["chains"]:
+        _render_chain(chain, console)
+    if document["same"]:
+        console.print(
+            Text("no packet changes verdict", style="bold green"),
+            Text(": proven for every header and connection state of the chains above"),
+            sep="",
+        )
+
+
+def _render_chain(chain: Document, console: Console) -> None:
+    rules = chain["rules"]
+    edited = sum(len(rules[kind]) for kind in ("added", "removed", "moved", "policies"))
+    if not edited and chain["same"]:
+        return
+    console.print(Text(f"\n{chain['table']} {chain['chain']}", style="bold"))
+    for change in chain["changes"]:
+        _render_change(change, console)
+    for kind, sign, style in (("added", "+", "green"), ("removed", "-", "red"), ("moved", "~", "")):
+        for rule in rules[kind][:_MOST]:
+            console.print(Text(f"  {sign} {rule['number']:>5}  {rule['text']}", style=style))
+        if len(rules[kind]) > _MOST:
+            console.print(f"  {sign}        and {len(rules[kind]) - _MOST} more {kind}")
+    for name in rules["policies"]:
+        console.print(Text(f"  ± policy of {name}"))
+    for rule in chain["newly_unreachable"]:
+        console.print(Text(f"  no packet reaches rule {_place(rule)} any more: {rule['text']}"))
+    for text in chain["dynamic"][:_MOST]:
+        console.print(Text(f"  on the way, the same on both sides: {text}", style="dim"))
+    for rule in chain["undecided"]:
+        console.print(
+            Text(f"  not followed, it interferes with too many rules: {rule['text']}", "yellow")
+        )
+    if chain["policy_undecided"]:
+        console.print(Text("  the packets that reach the policy were not followed", "yellow"))
+    if chain["same"]:
+        console.print(Text("  without effect on any packet", style="green"))
+
+
+_MOST = 20
+
+
+def _render_change(change: Document, console: Console) -> None:
+    old, new = change["old"], change["new"]
+    head = Text("  ")
+    head.append(old["verdict"], _COLOURS.get(old["verdict"], "cyan"))
+    head.append(" → ")
+    head.append(new["verdict"], _COLOURS.get(new["verdict"], "cyan"))
+    if not change["verdict_changes"]:
+        head.append(" by another way: dynamic rules see other packets")
+    console.print(head)
+    for words in change["packets"]:
+        console.print(Text(f"    {words}"))
+    if change["more"]:
+        console.print(Text("    and more packets that these rules decide", style="dim"))
+    console.print(Text(f"    for example {change['example']}", style="dim"))
+    both = [text for text in old["after"] if text in new["after"]]
+    for name, side in (("was", old), ("now", new)):
+        console.print(Text(f"    {name}: {_place(side['rule'])}  {side['rule']['text']}"))
+        for text in side["after"]:
+            if text not in both:
+                console.print(Text(f"         after {text}", style="dim"))
+        if side["rule"]["packets"]:
+            console.print(Text(f"         {side['rule']['packets']} packets so far", style="dim"))
+    for text in both:
+        console.print(Text(f"    before and now after {text}", style="dim"))
+
+
+def _place(rule: Any) -> str:
+    return f"{rule['chain']} {rule['number'] or 'policy'}"
