@@ -1,11 +1,15 @@
 """`bpfilterd`: the foreground process that vouches for the programs of one network namespace.
 
-On SIGTERM or SIGINT it rolls back and ends. Exit codes: 0 told to stop, 1 failed or not confirmed,
-64 usage.
+On SIGTERM or SIGINT it rolls back and ends. Exit codes: 0 told to stop or to roll back, 1 failed,
+not confirmed, or ended by a guard, 64 usage. Unless told to stop it leaves its journal, which says
+why it ended.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import shlex
 import signal
 import sys
 import time
@@ -17,11 +21,13 @@ import typer
 
 from bpfilter.cli.run import run_app
 from bpfilter.errors import UsageError
+from bpfilter.rollout.goal import Goal, Policy
+from bpfilter.rollout.guards import Guards, ProbeCommand
 from bpfilter.rollout.journal import Journal, Stage, running, state_directory
 from bpfilter.rollout.lease import LEASE_SECONDS
-from bpfilter.rollout.service import Goal, serve
+from bpfilter.rollout.management import own_connections
+from bpfilter.rollout.service import Ending, serve
 from bpfilter.rollout.stages import Request
-from bpfilter.rollout.teardown import teardown
 from bpfilter.ruleset.model import Backend
 
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
@@ -36,39 +42,85 @@ def daemon_command(
     confirm_within: Annotated[
         float | None, typer.Option(min=1.0, help="Roll back unless confirmed in so many seconds.")
     ] = None,
+    confirm_id: Annotated[str, typer.Option(help="The id to confirm.")] = "",
     shadow_seconds: Annotated[
-        float, typer.Option(min=0.0, help="Compare counters for so long before enforcing.")
+        float, typer.Option(min=0.0, help="Compare for so long before deciding.")
     ] = 3.0,
     lease_seconds: Annotated[
         float, typer.Option(min=2.0, max=60.0, help="How long programs decide without us.")
     ] = LEASE_SECONDS,
+    policy: Annotated[
+        Policy, typer.Option(help="When the rules change: follow them, or hold.")
+    ] = Policy.FOLLOW,
     accept_state_reset: Annotated[
         bool, typer.Option(help="Legacy: our edits may reset limits that decide verdicts.")
     ] = False,
+    accept_lockout: Annotated[
+        bool, typer.Option(help="Also if the plan drops the operator's own connection.")
+    ] = False,
     force: Annotated[bool, typer.Option(help="Enforce with an incomplete proof.")] = False,
+    verify_share: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Percent of packets to verify for good.")
+    ] = 0.0,
+    probe: Annotated[
+        str | None, typer.Option(help="Command that must succeed; words as in a shell, no shell.")
+    ] = None,
+    probe_interval: Annotated[float, typer.Option(min=0.1, help="Seconds.")] = 5.0,
+    probe_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds.")] = 3.0,
+    goal: Annotated[
+        str | None, typer.Option(help="All of the goal as JSON, as `bpfilter deploy` makes it.")
+    ] = None,
     state: Annotated[
         Path | None, typer.Option(help="Directory of the journal, default by namespace.")
     ] = None,
 ) -> None:
-    """Shadow or enforce the live iptables rules of this network namespace until told to stop."""
-    if stage is Stage.OFF:
-        raise UsageError("--stage takes shadow or enforce", hint="`bpfilter teardown` turns it off")
+    """Bring the live iptables rules of this network namespace to a stage and keep them there."""
     log = structlog.get_logger("bpfilterd")
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     directory = state or state_directory()
+    wanted = {
+        "stage": stage,
+        "confirm_within": confirm_within,
+        "confirm_id": confirm_id,
+        "gates": [f"seconds={shadow_seconds}"],
+        "policy": policy,
+        "accept_reset": accept_state_reset,
+        "operator": [found.words for found in own_connections(os.getpid())],
+        "accept_lockout": accept_lockout,
+    }
+    chosen = Goal.of(wanted if goal is None else json.loads(goal))
+    if chosen.stage is Stage.OFF:
+        raise UsageError(
+            "--stage takes shadow, canary or enforce", hint="`bpfilter teardown` turns it off"
+        )
     if (found := running(directory)) is not None:
         raise UsageError(
             f"bpfilterd runs here already, as process {found[0]}", hint="stop it first"
         )
-    for line in teardown(directory):
-        log.warning("left over from before", removed=line)
-    request = Request(tuple(interface), backend, lease_seconds, force=force)
-    goal = Goal(stage, confirm_within, shadow_seconds, accept_state_reset)
+    request = Request(
+        tuple(interface),
+        backend,
+        lease_seconds,
+        force=force,
+        verify_share=verify_share / 100,
+        guards=Guards(probe=_probe(probe, probe_interval, probe_timeout)),
+    )
     journal = Journal(directory)
-    try:
-        serve(request, goal, journal, log.info, _wait)
-    finally:
+    ending = serve(request, chosen, journal, log.info, _wait)
+    if ending is Ending.STOPPED:
         journal.remove()
+
+
+def _probe(command: str | None, interval: float, timeout: float) -> ProbeCommand | None:
+    if command is None:
+        return None
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise UsageError(f"--probe {command!r}: {error}", hint="quote it as in a shell") from None
+    if not words:
+        raise UsageError("--probe is empty", hint="name the command to run")
+    return ProbeCommand(words, interval, timeout)
 
 
 def _wait(seconds: float) -> bool:

@@ -1,31 +1,27 @@
-"""`bpfilter deploy`: start the daemon for this network namespace, confirm its stage, or look first.
+"""`bpfilter deploy`: start the daemon for this network namespace or lead it on, or look first.
 
 Exit codes: 0 done, 1 failed, 2 `--dry-run` and there is a change to make, 64 usage.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import subprocess
-import sys
-import time
+import secrets
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from bpfilter.errors import RolloutError, UsageError
-from bpfilter.rollout import host
-from bpfilter.rollout.journal import Journal, Stage, running, state_directory
-from bpfilter.rollout.mark import choose, ruleset_uses
-from bpfilter.rollout.notices import notices
-from bpfilter.rollout.prepare import Prepared, prepare
-from bpfilter.rollout.service import CONFIRMED
+from bpfilter.cli.running import ask, show, start, wait_for
+from bpfilter.errors import UsageError
+from bpfilter.rollout.goal import Goal, Policy
+from bpfilter.rollout.journal import Stage, running, state_directory
+from bpfilter.rollout.management import own_connections, protected
+from bpfilter.rollout.prepare import prepare
+from bpfilter.rollout.scope import Scope, parse_chain, parse_network
 from bpfilter.ruleset.model import Backend
-
-_START_SECONDS = 120.0
 
 
 def deploy_command(
@@ -37,102 +33,100 @@ def deploy_command(
     confirm_within: Annotated[
         float | None, typer.Option(min=1.0, help="Roll back unless confirmed in so many seconds.")
     ] = None,
+    confirm_id: Annotated[
+        str | None, typer.Option(help="The id to confirm; default: one is made up.")
+    ] = None,
+    canary_interface: Annotated[
+        list[str] | None, typer.Option(help="Canary: decide at these interfaces; repeatable.")
+    ] = None,
+    canary_source: Annotated[
+        list[str] | None, typer.Option(help="Canary: packets from these networks; repeatable.")
+    ] = None,
+    canary_share: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Canary: percent of the flows.")
+    ] = 100.0,
+    canary_chain: Annotated[
+        list[str] | None, typer.Option(help="Canary: as ipv4:filter/INPUT; repeatable.")
+    ] = None,
+    gate: Annotated[
+        list[str] | None, typer.Option(help="As seconds=60 or exercised=0.5; repeatable.")
+    ] = None,
+    waive: Annotated[
+        list[str] | None, typer.Option(help="RULE,PREDICTED,ACTUAL,EXPIRES,REASON; repeatable.")
+    ] = None,
+    policy: Annotated[
+        Policy, typer.Option(help="When the rules change: follow them, or hold.")
+    ] = Policy.FOLLOW,
+    probe: Annotated[
+        str | None, typer.Option(help="Command that must succeed; words as in a shell, no shell.")
+    ] = None,
+    verify_share: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Percent of packets to verify for good.")
+    ] = 0.1,
+    protect: Annotated[
+        list[str] | None, typer.Option(help="ADDRESS:PORT that must not be locked out; repeatable.")
+    ] = None,
+    accept_lockout: Annotated[
+        bool, typer.Option(help="Also if the plan drops the operator's own connection.")
+    ] = False,
     accept_state_reset: Annotated[
         bool, typer.Option(help="Legacy: our edits may reset limits that decide verdicts.")
     ] = False,
-    confirm: Annotated[bool, typer.Option("--confirm", help="Confirm the running stage.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     state: Annotated[
         Path | None, typer.Option(help="Directory of the journal, default by namespace.")
     ] = None,
 ) -> None:
-    """Shadow or enforce the live iptables rules of this network namespace."""
+    """Shadow, canary or enforce the live iptables rules of this network namespace.
+
+    Where the daemon runs already it goes on from its stage to this one.
+    """
     console = Console(highlight=False)
     directory = state or state_directory()
-    if confirm:
-        _confirm(directory, console)
-        return
-    if not interface:
-        raise UsageError("--interface is missing", hint="name the interface to attach to")
+    if stage is Stage.OFF:
+        raise UsageError("--stage takes shadow, canary or enforce", hint="`bpfilter rollback`")
+    scope = Scope(
+        tuple(canary_interface or ()),
+        tuple(map(parse_network, canary_source or ())),
+        canary_share / 100,
+        tuple(map(parse_chain, canary_chain or ())),
+    )
+    if stage is not Stage.CANARY and not scope.everything:
+        raise UsageError(f"--canary… narrows {scope}", hint="add --stage canary")
+    operator = [*own_connections(os.getpid()), *map(protected, protect or ())]
+    number = confirm_id or secrets.token_hex(4)
+    wanted: dict[str, Any] = {
+        "stage": stage,
+        "confirm_within": confirm_within,
+        "confirm_id": number if confirm_within is not None else "",
+        "scope": scope.document(),
+        "gates": gate or [],
+        "waivers": waive or [],
+        "policy": policy,
+        "accept_reset": accept_state_reset,
+        "operator": [found.words for found in operator],
+        "accept_lockout": accept_lockout,
+    }
+    Goal.of(wanted)
+    present = running(directory)
+    if interface and present is None:
+        scope.attached(interface)
     if dry_run:
+        if not interface:
+            raise UsageError("--interface is missing", hint="name the interface to attach to")
         prepared = prepare(backend)
-        _show(console, prepared, interface, stage)
-        raise typer.Exit(0 if _running_stage(directory) is stage else 2)
-    words = [word for name in interface for word in ("--interface", name)]
+        show(console, prepared, interface, stage, operator)
+        raise typer.Exit(0 if present is not None and present[1] is stage else 2)
+    if present is not None:
+        console.print(ask(directory, "goal", wanted).sentence)
+        wait_for(directory, stage, console, None)
+    else:
+        if not interface:
+            raise UsageError("--interface is missing", hint="name the interface to attach to")
+        words = [word for name in interface for word in ("--interface", name)]
+        words += ["--goal", json.dumps(wanted), "--verify-share", str(verify_share)]
+        words += ["--backend", backend] if backend is not None else []
+        words += ["--probe", probe] if probe is not None else []
+        start(directory, words, stage, console)
     if confirm_within is not None:
-        words += ["--confirm-within", str(confirm_within)]
-    if accept_state_reset:
-        words.append("--accept-state-reset")
-    if backend is not None:
-        words += ["--backend", backend]
-    _start(directory, [*words, "--stage", stage], stage, console)
-    if confirm_within is not None:
-        console.print(f"confirm within {confirm_within:.0f} s: bpfilter deploy --confirm")
-
-
-def _running_stage(directory: Path) -> Stage:
-    found = running(directory)
-    return Stage.OFF if found is None else found[1]
-
-
-def _confirm(directory: Path, console: Console) -> None:
-    if _running_stage(directory) is not Stage.ENFORCE:
-        raise RolloutError(
-            "nothing waits for a confirmation here",
-            hint="the stage was rolled back, or never began",
-        )
-    with Journal(directory) as journal:
-        journal.set(CONFIRMED, str(time.time()))
-    console.print("confirmed: the stage stays")
-
-
-def _start(directory: Path, words: list[str], stage: Stage, console: Console) -> None:
-    if (found := running(directory)) is not None:
-        raise RolloutError(
-            f"bpfilterd runs here already, in stage {found[1]}", hint="`bpfilter teardown` ends it"
-        )
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log = directory.with_suffix(".log")
-    command = [sys.executable, "-m", "bpfilter.cli.daemon", *words, "--state", str(directory)]
-    with log.open("wb") as output:
-        daemon = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-    end = time.monotonic() + _START_SECONDS
-    with console.status(f"waiting for stage {stage}"):
-        while _running_stage(directory) is not stage:
-            if daemon.poll() is not None or time.monotonic() > end:
-                raise RolloutError(
-                    f"bpfilterd did not reach stage {stage}:\n{log.read_text().strip()}",
-                    hint="nothing was changed; iptables filters as before",
-                )
-            time.sleep(0.1)
-    console.print(f"bpfilterd runs as process {daemon.pid}, stage {stage}; log: {log}")
-
-
-def _show(console: Console, prepared: Prepared, interfaces: list[str], stage: Stage) -> None:
-    table = Table("family", "chain", "entries", "residual functions", "proof", box=None)
-    for plan, chain in prepared.chains():
-        table.add_row(
-            plan.family,
-            f"{chain.table}/{chain.chain}",
-            str(len(chain.flat.entries)),
-            str(len(chain.functions)),
-            "holds",
-        )
-    console.print(f"{stage} on {', '.join(interfaces)}, iptables-{prepared.backend}")
-    console.print(table)
-    obstacles = [o for name in interfaces for o in host.link_obstacles(name)]
-    if stage is Stage.ENFORCE:
-        obstacles += host.host_obstacles()
-        mark = choose((*ruleset_uses(prepared.rulesets.values()), *host.mark_uses()))
-        console.print(f"mark field {mark.mask:#010x}, {len(prepared.image.codes)} codes")
-        for sentence in notices(prepared.rulesets.values(), prepared.backend):
-            console.print(f"[cyan]notice[/] {sentence}")
-    for obstacle in obstacles:
-        console.print(f"[red]obstacle[/] {obstacle.what}\n  hint: {obstacle.hint}")
+        console.print(f"confirm within {confirm_within:.0f} s: bpfilter confirm {number}")

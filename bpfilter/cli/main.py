@@ -17,6 +17,7 @@ from bpfilter.cli.diff import diff_command
 from bpfilter.cli.eval import eval_command
 from bpfilter.cli.plan import plan_command
 from bpfilter.cli.run import run_app
+from bpfilter.cli.stages import confirm_command, rollback_command, status_command
 from bpfilter.cli.teardown import teardown_command
 from bpfilter.cli.verify import verify_command
 
@@ -54,6 +55,9 @@ app.command("diff", epilog=EPILOG)(diff_command)
 app.command("eval", epilog=EPILOG)(eval_command)
 app.command("verify", epilog=EPILOG)(verify_command)
 app.command("deploy", epilog=EPILOG)(deploy_command)
+app.command("confirm", epilog=EPILOG)(confirm_command)
+app.command("rollback", epilog=EPILOG)(rollback_command)
+app.command("status", epilog=EPILOG)(status_command)
 app.command("demo", epilog=EPILOG)(demo_command)
 app.command("teardown", epilog=EPILOG)(teardown_command)
 

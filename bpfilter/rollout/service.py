@@ -1,111 +1,365 @@
-"""The daemon's loop: reach the wanted stage, vouch for it every second, follow changes.
+"""The daemon's work: reach the wanted stage, vouch for it every second, follow changes.
 
-Follows drift by starting over: back to off, read, translate, prove, shadow, enforce. Backs off
-when that fails or repeats, so a tool that keeps changing the rules is never fought.
+What a killed daemon left is taken over if it is whole, else undone. Drift is followed by swapping
+generations; iptables decides alone meanwhile. Requests of the command line come by the journal.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
+from enum import StrEnum
 
 from bpfilter.errors import BpfilterError, RolloutError
-from bpfilter.rollout.journal import Journal, Stage
-from bpfilter.rollout.lease import RENEW_SECONDS
+from bpfilter.rollout.comparison import Comparison, Mechanism
+from bpfilter.rollout.gates import Gate, judge
+from bpfilter.rollout.goal import Goal, Policy
+from bpfilter.rollout.guards import Probe
+from bpfilter.rollout.journal import Answer, Asked, Journal, Stage
+from bpfilter.rollout.lease import RENEW_SECONDS, SECOND
+from bpfilter.rollout.management import refuse_losses
 from bpfilter.rollout.notices import notices, refilled
+from bpfilter.rollout.pace import Pace
 from bpfilter.rollout.prepare import Prepared
+from bpfilter.rollout.record import boot_id
 from bpfilter.rollout.stages import Report, Request, Rollout
+from bpfilter.rollout.status import STATUS, Situation, document
+from bpfilter.rollout.teardown import teardown
+from bpfilter.rollout.trouble import Cause, Trouble
+from bpfilter.rollout.waivers import still_meant
 from bpfilter.ruleset.model import Backend
 
-_FIRST_BACKOFF, _LONGEST_BACKOFF = 1.0, 60.0
-_STEADY_SECONDS = 60.0
-CONFIRMED = "confirmed"
+POLL_SECONDS = 0.1
+"""How often requests and the kernel's own generation of the rules are looked at."""
+
+CONFIRMED, PENDING = "confirmed", "pending"
+_ENDS = (Cause.MISMATCH, Cause.LOST, Cause.PROBE)
 
 Wait = Callable[[float], bool]
 """Waits so many seconds; true as soon as the process is told to stop."""
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """The stage to reach and keep; `shadow_seconds` of comparison come before enforcing.
-
-    `accept_reset`: our edits of legacy tables may reset limits and quotas that decide verdicts.
-    """
-
-    stage: Stage
-    confirm_within: float | None = None
-    shadow_seconds: float = 3.0
-    accept_reset: bool = False
 
 
 class Unconfirmed(RolloutError):
     """Nobody confirmed the stage in time; it was rolled back."""
 
 
-def serve(request: Request, goal: Goal, journal: Journal, report: Report, wait: Wait) -> None:
-    """Keep the goal until `wait` says stop; then roll back and return.
+class GuardTripped(RolloutError):
+    """A guard ended the stage; `cause` says which."""
 
-    Raises what prevents the first start, and Unconfirmed; later troubles are reported and retried.
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(
+            f"rolled back: {trouble}",
+            hint="`bpfilter status` has the events; deploy when it is mended",
+        )
+        self.cause = trouble.cause
+
+
+class Ending(StrEnum):
+    """Why serving ended without an error."""
+
+    STOPPED = "stopped"
+    CANCELLED = "cancelled"
+
+
+def serve(request: Request, goal: Goal, journal: Journal, report: Report, wait: Wait) -> Ending:
+    """Keep the goal until `wait` says stop or a rollback is asked for; then roll back and return.
+
+    Raises what prevents the first start, Unconfirmed and GuardTripped, all rolled back; later
+    troubles are reported and retried. Every ending is an event of the journal.
     """
-    journal.own()
-    journal.set(CONFIRMED, "")
-    deadline = None
-    backoff, started = _FIRST_BACKOFF, False
-    while True:
-        began = time.monotonic()
+    with Rollout(request, journal, report) as rollout:
+        service = Service(rollout, goal, journal, report)
         try:
-            with Rollout(request, journal, report) as rollout:
-                if _reach(rollout, goal, deadline, report, wait):
-                    return
-                if goal.confirm_within is not None and not journal.get(CONFIRMED):
-                    deadline = deadline or time.monotonic() + goal.confirm_within
-                started = True
-                if _keep(rollout, journal, wait):
-                    return
-        except Unconfirmed:
+            service.begin()
+            while True:
+                if (ending := service.step()) is not None:
+                    return ending
+                if wait(POLL_SECONDS):
+                    journal.event(Cause.STOPPED, "bpfilterd was told to stop")
+                    return Ending.STOPPED
+        except BpfilterError as error:
+            journal.event("failed", error.message)
+            raise
+        finally:
+            service.close()
+
+
+class Service:
+    """One rollout and its goal; `step` is to be called a few times a second."""
+
+    def __init__(self, rollout: Rollout, goal: Goal, journal: Journal, report: Report) -> None:
+        self.rollout = rollout
+        self.goal = goal
+        self._journal = journal
+        self._say = report
+        self._pace = Pace()
+        command = rollout.request.guards.probe
+        self._probe = None if command is None else Probe(command)
+        self._gates: tuple[Gate, ...] = ()
+        self._suspended: Trouble | None = None
+        self._deadline: int | None = None
+        self._started = self._held = self._is_confirmed = False
+        self._next_tick = self._not_before = 0.0
+        self._waivers = goal.waivers
+
+    def begin(self) -> None:
+        """Own the journal; take over what stands here, or undo it. Raises Unconfirmed."""
+        journal = self._journal
+        journal.own()
+        pending = journal.document(PENDING)
+        if pending is not None and pending["boot"] != boot_id():
+            pending = None
+        if self.rollout.adopt():
+            found = self.rollout
+            self._started = True
+            lease = found.lease
+            self._deadline = None if lease is None else lease.deadline
+            if pending is not None and journal.get(CONFIRMED) == pending["id"]:
+                self._confirmed()
+            self._event("adopted", f"took over stage {found.stage} of a daemon that ended")
+            scope = self.goal.scope if found.stage is Stage.CANARY else found.scope
+            if self.goal.stage.before(found.stage) or scope != found.scope:
+                found.rollback()
+            return
+        for line in teardown():
+            self._event("undone", f"left over from before, removed: {line}")
+        journal.set("stage", Stage.OFF)
+        late = pending is not None and time.monotonic_ns() >= pending["deadline"]
+        if pending is not None and late and pending["id"] == self.goal.confirm_id:
+            raise _unconfirmed()
+        journal.put(PENDING, None)
+        journal.put(CONFIRMED, None)
+
+    def close(self) -> None:
+        """End what runs beside the loop."""
+        if self._probe is not None:
+            self._probe.close()
+
+    def step(self) -> Ending | None:
+        """Do what is due; the ending if it is time to go."""
+        for asked in self._journal.asked():
+            if (ending := self._answer(asked)) is not None:
+                return ending
+        now = time.monotonic()
+        if self.rollout.stage is Stage.OFF and self._overdue():
+            raise _unconfirmed()
+        if now < self._not_before or self._held:
+            return None
+        try:
+            if self.rollout.stage is Stage.OFF:
+                self._climb()
+            elif self._suspended is not None:
+                self._follow()
+            elif now >= self._next_tick or self.rollout.edited():
+                self._next_tick = now + RENEW_SECONDS
+                self._tick()
+        except (Unconfirmed, GuardTripped):
             raise
         except BpfilterError as error:
-            if not started:
+            self.rollout.rollback()
+            if not self._started:
                 raise
-            report(f"still off: {error.message}")
-        steady = time.monotonic() - began > _STEADY_SECONDS
-        backoff = _FIRST_BACKOFF if steady else min(backoff * 2, _LONGEST_BACKOFF)
-        report(f"iptables decides alone; next try in {backoff:.0f} s")
-        if wait(backoff):
+            self._pause(None, f"still off: {error.message}")
+        return None
+
+    def _overdue(self) -> bool:
+        return self._deadline is not None and time.monotonic_ns() >= self._deadline
+
+    def _event(self, kind: str, sentence: str) -> None:
+        self._journal.event(kind, sentence)
+        self._say(sentence)
+
+    def _pause(self, cause: Cause | None, sentence: str) -> None:
+        pause = self._pace.after(cause, time.monotonic())
+        self._not_before = time.monotonic() + pause
+        if pause:
+            sentence += f"; iptables decides alone, next try in {pause:.0f} s"
+        self._event(cause or "failed", sentence)
+        self._publish()
+
+    def _climb(self) -> None:
+        prepared = self.rollout.shadow()
+        self._suspended = None
+        self.rollout.waivers = self._waivers
+        if self.goal.stage.decides:
+            self._check_goal(self.goal, prepared)
+        self._next_tick = 0.0
+        self._started |= self.goal.stage is Stage.SHADOW
+        self._publish()
+
+    def _check_goal(self, goal: Goal, prepared: Prepared) -> None:
+        for sentence in notices(prepared.rulesets.values(), prepared.backend):
+            self._say(f"notice: {sentence}")
+        if not goal.accept_reset:
+            _refuse_resets(prepared)
+        if not goal.accept_lockout:
+            refuse_losses(prepared, goal.operator, self.rollout.request.interfaces)
+
+    def _tick(self) -> None:
+        deciding = self.rollout.stage.decides
+        trouble = self._probe.check() if self._probe is not None and deciding else None
+        trouble = trouble or self.rollout.tick()
+        if trouble is not None:
+            self._handle(trouble)
+        elif self.rollout.stage.before(self.goal.stage):
+            self._advance()
+        self._publish()
+
+    def _handle(self, trouble: Trouble) -> None:
+        if trouble.cause is Cause.UNCONFIRMED or trouble.cause in _ENDS:
+            self.rollout.rollback()
+            self._event(trouble.cause, f"{trouble}: rolled back to off")
+            if trouble.cause is Cause.UNCONFIRMED:
+                raise _unconfirmed()
+            raise GuardTripped(trouble)
+        if trouble.cause is Cause.RULESET and self.goal.policy is Policy.HOLD:
+            self.rollout.rollback()
+            self._held = True
+            self._event(trouble.cause, f"{trouble}: off, and held there until `bpfilter deploy`")
             return
+        self._suspended = trouble
+        self._pause(trouble.cause, f"suspended: {trouble}")
+
+    def _follow(self) -> None:
+        """A new generation in the same stage, of the rules as they are now."""
+        began, before = time.monotonic(), self.rollout.prepared
+        after = self.rollout.swap()
+        self._suspended = None
+        if before is not None:
+            kept = still_meant(self._waivers, before.rulesets, after.rulesets)
+            if len(kept) < len(self._waivers):
+                self._event("waivers", "waivers ended: other rules stand in their places now")
+            self._waivers = self.rollout.waivers = kept
+        self._next_tick = time.monotonic() + RENEW_SECONDS
+        self._event("followed", f"in force again after {time.monotonic() - began:.2f} s")
+        self._publish()
+
+    def _advance(self) -> None:
+        """Look at the gates, and go on to the goal when all are open."""
+        goal, rollout = self.goal, self.rollout
+        now = time.time()
+        gates, comparison = goal.gates, None
+        if now - rollout.since >= gates.seconds:
+            comparison = rollout.comparison()
+        if comparison is None:
+            # Before its time; or a canary that compares nothing: rules were exercised in shadow.
+            gates = replace(gates, exercised=0.0, rules=(), unseen=1.0)
+            comparison = _counted(rollout)
+        deciding = () if rollout.prepared is None else rollout.prepared.deciding()
+        self._gates = tuple(judge(gates, comparison, deciding, self._waivers, now))
+        for gate in self._gates:
+            if gate.hopeless:
+                raise RolloutError(
+                    f"gate {gate.name}: {gate.sentence}",
+                    hint="stay in the shadow stage and report this, or waive it with --waive",
+                )
+        if all(gate.passed for gate in self._gates):
+            self._say(f"all gates are open: {'; '.join(g.sentence for g in self._gates)}")
+            self._cut_over()
+
+    def _cut_over(self) -> None:
+        goal, within = self.goal, self.goal.confirm_within
+        if self._is_confirmed:
+            within = None
+        elif self._deadline is not None:
+            within = max((self._deadline - time.monotonic_ns()) / SECOND, 0.0)
+        if goal.stage is Stage.CANARY:
+            self.rollout.canary(goal.scope, within)
+        else:
+            self.rollout.enforce(within)
+        self._started = True
+        lease = self.rollout.lease
+        self._deadline = None if lease is None else lease.deadline
+        if self._deadline is not None:
+            pending = {"id": goal.confirm_id, "deadline": self._deadline, "boot": boot_id()}
+            self._journal.put(PENDING, pending)
+        self._gates = ()
+        self._event("stage", f"stage {goal.stage}" + self._until())
+
+    def _until(self) -> str:
+        if self._deadline is None:
+            return ""
+        left = (self._deadline - time.monotonic_ns()) / SECOND
+        return f", to be confirmed within {left:.0f} s as {self.goal.confirm_id or '(no id)'}"
+
+    def _confirmed(self) -> None:
+        self._deadline, self._is_confirmed = None, True
+        self._journal.put(PENDING, None)
+        self.rollout.confirm()
+
+    def _answer(self, asked: Asked) -> Ending | None:
+        if asked.verb == "confirm":
+            answer = self._confirm(str(asked.argument["id"]))
+        elif asked.verb == "goal":
+            answer = self._new_goal(asked)
+        elif asked.verb == "rollback":
+            self.rollout.rollback()
+            self._event(Cause.CANCELLED, "rolled back to off, as asked")
+            self._publish()
+            self._journal.answer(asked.number, Answer(True, "off: iptables decides alone"))
+            return Ending.CANCELLED
+        else:
+            answer = Answer(False, f"this daemon does not know {asked.verb}")
+        self._journal.answer(asked.number, answer)
+        return None
+
+    def _confirm(self, number: str) -> Answer:
+        pending = self._journal.document(PENDING)
+        if pending is None or self._deadline is None or pending["id"] != number:
+            if number and self._journal.get(CONFIRMED) == number:
+                return Answer(True, "it was confirmed already")
+            return Answer(False, "nothing waits for a confirmation with this id")
+        if self._overdue():
+            return Answer(False, "too late: the stage was not confirmed in time")
+        self._journal.set(CONFIRMED, number)
+        self._confirmed()
+        self._event("confirmed", f"confirmed as {number or '(no id)'}: the stage stays")
+        return Answer(True, "confirmed: the stage stays")
+
+    def _new_goal(self, asked: Asked) -> Answer:
+        try:
+            goal = Goal.of(asked.argument)
+            prepared = self.rollout.prepared
+            if goal.stage.before(self.rollout.stage):
+                raise RolloutError(f"stage {self.rollout.stage} is reached already")
+            if prepared is not None and goal.stage.decides:
+                self._check_goal(goal, prepared)
+        except BpfilterError as error:
+            return Answer(False, error.message)
+        self.goal, self._waivers, self._deadline = goal, goal.waivers, None
+        self.rollout.waivers = goal.waivers
+        self._held = self._is_confirmed = False
+        self._not_before = 0.0
+        return Answer(True, f"on the way to stage {goal.stage}")
+
+    def _publish(self) -> None:
+        situation = Situation(
+            self.goal, self._gates, self._suspended, self._held, self._deadline, self._not_before
+        )
+        self._journal.put(STATUS, document(self.rollout, situation))
 
 
-def _reach(
-    rollout: Rollout, goal: Goal, deadline: float | None, report: Report, wait: Wait
-) -> bool:
-    """Go to the goal's stage; true if told to stop meanwhile."""
-    prepared = rollout.shadow()
-    if goal.stage is not Stage.ENFORCE:
-        return False
-    for sentence in notices(prepared.rulesets.values(), prepared.backend):
-        report(f"notice: {sentence}")
-    if not goal.accept_reset:
-        _refuse_resets(prepared)
-    end = time.monotonic() + goal.shadow_seconds
-    while (left := end - time.monotonic()) > 0:
-        if wait(min(left, RENEW_SECONDS)):
-            return True
-        rollout.tick()
-    for result in rollout.compare():
-        report(str(result))
-        if result.mismatches:
-            worst = result.mismatches[0]
-            raise RolloutError(
-                f"shadow counters of rule {worst.rule} disagree: iptables counted {worst.iptables},"
-                f" the program between {worst.bounds.certain} and {worst.bounds.possible}",
-                hint="stay in the shadow stage and report this",
-            )
-    within = goal.confirm_within
-    if deadline is not None:
-        within = max(deadline - time.monotonic(), 0.0)
-    rollout.enforce(within)
-    return False
+def _unconfirmed() -> Unconfirmed:
+    return Unconfirmed(
+        "the stage was not confirmed in time and was rolled back",
+        hint="deploy again and run `bpfilter confirm ID` before the time is over",
+    )
+
+
+def _counted(rollout: Rollout) -> Comparison:
+    punted = rollout.punted()
+    return Comparison(
+        mechanism=Mechanism.COUNTERS,
+        since=rollout.since,
+        share=0.0,
+        predicted=rollout.decided() + sum(punted.values()),
+        punted=punted,
+        rules={},
+        unseen={},
+        incomparable={},
+        samples=(),
+    )
 
 
 def _refuse_resets(prepared: Prepared) -> None:
@@ -118,20 +372,3 @@ def _refuse_resets(prepared: Prepared) -> None:
                 " and that state decides verdicts",
                 hint="--accept-state-reset if that is acceptable; iptables-nft keeps such state",
             )
-
-
-def _keep(rollout: Rollout, journal: Journal, wait: Wait) -> bool:
-    """Renew until told to stop (true) or until something changed (false)."""
-    while not wait(RENEW_SECONDS):
-        if journal.get(CONFIRMED) and rollout.lease is not None and rollout.lease.seconds_left:
-            rollout.confirm()
-        unconfirmed = rollout.lease is not None and rollout.lease.seconds_left == 0
-        reason = rollout.tick()
-        if unconfirmed:
-            raise Unconfirmed(
-                "the stage was not confirmed in time and was rolled back",
-                hint="confirm with `bpfilter deploy --confirm` before the time is over",
-            )
-        if reason is not None:
-            return False
-    return True

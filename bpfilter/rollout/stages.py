@@ -87,7 +87,7 @@ class Rollout:
         self._expected: Mapping[Tables, Fingerprint] = {}
         self._made: Mapping[Tables, Mapping[str, Sequence[str]]] = {}
         self._counted_from: Mapping[Family, Ruleset] = {}
-        self._since = 0.0
+        self.since = 0.0
         self._revoked = 0.0
         self._totals = Totals()
         self._ticks = 0
@@ -226,7 +226,7 @@ class Rollout:
             return None
         reports = zip(self.prepared.chains(), self.compare(), strict=True)
         found = [(plan.family, chain, report) for (plan, chain), report in reports]
-        return by_counters(found, program.punted(), self._since)
+        return by_counters(found, program.punted(), self.since)
 
     def decided(self) -> int:
         """Packets that the loaded program decided, or in shadow would have decided."""
@@ -370,7 +370,7 @@ class Rollout:
 
     def _enter(self, stage: Stage) -> None:
         if stage is not self.stage:
-            self._since = time.time()
+            self.since = time.time()
         self.stage = stage
         self._journal.set("stage", stage)
         self._report(f"stage {stage}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -138,20 +139,24 @@ def test_the_daemon_follows_a_change_of_the_rules(net: Net, tmp_path: Path) -> N
         tables.restore("*filter\n-I SERVICES -p udp -m udp --dport 4004 -j ACCEPT\nCOMMIT\n",
                        "--noflush")  # fmt: skip
         assert outcome(net, tables) == ([3, 3, 0, 3], 12)
-        reach(process, state, Stage.OFF)
-        reach(process, state, Stage.ENFORCE)
-        assert outcome(net, tables) == ([3, 3, 0, 3], 0)
+        end = time.monotonic() + 60
+        while outcome(net, tables) != ([3, 3, 0, 3], 0):
+            assert time.monotonic() < end, said(state)
+            assert process.poll() is None, said(state)
+        assert running(state) == (process.pid, Stage.ENFORCE)
 
 
 def test_a_stage_is_confirmed_or_rolled_back(net: Net, tmp_path: Path) -> None:
     tables = load(net, Backend.NFT)
     before, state = shape(tables), tmp_path / "state"
-    options = ("--stage", "enforce", "--confirm-within", "10")
+    options = ("--stage", "enforce", "--confirm-within", "10", "--confirm-id", "friday")
     with daemon(net, state, *options) as process:
         reach(process, state, Stage.ENFORCE)
         with entered(net.fw):
-            confirmed = verb(["deploy", "--confirm", "--state", str(state)])
-        assert confirmed.returncode == 0, confirmed.stderr
+            assert verb(["confirm", "monday", "--state", str(state)]).returncode == 1
+            for _ in range(2):
+                confirmed = verb(["confirm", "friday", "--state", str(state)])
+                assert confirmed.returncode == 0, confirmed.stderr
         time.sleep(10.2)
         assert process.poll() is None
         assert outcome(net, tables) == (FATES, 0)
@@ -191,9 +196,18 @@ def test_deploy_starts_a_daemon_and_teardown_ends_it(net: Net, tmp_path: Path) -
     before, state = shape(tables), tmp_path / "state"
     with entered(net.fw):
         try:
-            started = verb(["deploy", "-i", "v1", "--stage", "enforce", "--state", str(state)])
+            words = ["--state", str(state), "--verify-share", "0"]
+            started = verb(["deploy", "-i", "v1", *words, "--stage", "canary",
+                            "--canary-source", "192.0.2.0/24"])  # fmt: skip
             assert started.returncode == 0, started.stderr
+            assert outcome(net, tables) == (FATES, 12)
+            promoted = verb(["deploy", "--stage", "enforce", *words, "--confirm-within", "60"])
+            assert promoted.returncode == 0, promoted.stderr
             assert outcome(net, tables) == (FATES, 0)
+            number = promoted.stdout.split()[-1]
+            assert verb(["confirm", number, "--state", str(state)]).returncode == 0
+            told = verb(["status", "--format", "json", "--state", str(state)])
+            assert json.loads(told.stdout)["stage"] == "enforce"
         finally:
             ended = verb(["teardown", "--state", str(state)])
         assert ended.returncode == 0, ended.stderr

@@ -1,0 +1,142 @@
+"""Starting the daemon of a network namespace, asking it for things, and waiting for its stages."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bpfilter.errors import RolloutError
+from bpfilter.rollout import host
+from bpfilter.rollout.journal import Answer, Journal, Stage, running
+from bpfilter.rollout.management import Connection, losses
+from bpfilter.rollout.mark import choose, ruleset_uses
+from bpfilter.rollout.notices import notices
+from bpfilter.rollout.prepare import Prepared
+from bpfilter.rollout.status import STATUS
+
+_START_SECONDS = 120.0
+_ANSWER_SECONDS = 30.0
+
+
+def ask(directory: Path, verb: str, argument: Mapping[str, Any]) -> Answer:
+    """Ask the running daemon; its answer. RolloutError if there is none, or it refuses."""
+    try:
+        with Journal(directory, create=False) as journal:
+            if journal.daemon() is None:
+                raise _nobody()
+            number = journal.ask(verb, argument)
+            end = time.monotonic() + _ANSWER_SECONDS
+            while (answer := journal.answered(number)) is None:
+                if journal.daemon() is None or time.monotonic() > end:
+                    raise RolloutError(
+                        "bpfilterd did not answer", hint="`bpfilter status` says where it stands"
+                    )
+                time.sleep(0.02)
+    except sqlite3.OperationalError:
+        raise _nobody() from None
+    if not answer.done:
+        raise RolloutError(answer.sentence, hint="`bpfilter status` says where it stands")
+    return answer
+
+
+def _nobody() -> RolloutError:
+    return RolloutError(
+        "no bpfilterd runs in this network namespace",
+        hint="the stage was rolled back, or never began; `bpfilter deploy` starts it",
+    )
+
+
+def start(directory: Path, words: Sequence[str], stage: Stage, console: Console) -> None:
+    """Start a daemon and wait for its stage; RolloutError with its log if it ends before."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = directory.with_suffix(".log")
+    command = [sys.executable, "-m", "bpfilter.cli.daemon", *words, "--state", str(directory)]
+    with log.open("wb") as output:
+        daemon = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    wait_for(directory, stage, console, daemon)
+    console.print(f"bpfilterd runs as process {daemon.pid}; log: {log}")
+
+
+def wait_for(
+    directory: Path, stage: Stage, console: Console, daemon: subprocess.Popen[bytes] | None
+) -> None:
+    """Wait until the stage is reached; while gates are closed no longer than they are looked at.
+
+    RolloutError if the daemon ends.
+    """
+    end = time.monotonic() + _START_SECONDS
+    with console.status(f"waiting for stage {stage}"):
+        while True:
+            found = running(directory)
+            if found is not None and not found[1].before(stage):
+                console.print(f"stage {found[1]}")
+                return
+            ended = daemon.poll() is not None if daemon is not None else found is None
+            if ended:
+                log = directory.with_suffix(".log")
+                said = log.read_text().strip() if log.exists() else ""
+                raise RolloutError(
+                    f"bpfilterd did not reach stage {stage}:\n{said}",
+                    hint="nothing was changed; iptables filters as before",
+                )
+            if time.monotonic() > end:
+                break
+            time.sleep(0.1)
+    console.print(f"still in stage {Stage.OFF if found is None else found[1]}; it waits for:")
+    for gate in _closed_gates(directory):
+        console.print(f"  {gate}")
+    console.print("`bpfilter status` shows how far it is")
+
+
+def _closed_gates(directory: Path) -> Sequence[str]:
+    with Journal(directory, create=False) as journal:
+        status = journal.document(STATUS) or {}
+    return [gate["sentence"] for gate in status.get("gates", ()) if not gate["passed"]]
+
+
+def show(
+    console: Console,
+    prepared: Prepared,
+    interfaces: Sequence[str],
+    stage: Stage,
+    operator: Sequence[Connection],
+) -> None:
+    """What deploying would mean; changes nothing."""
+    table = Table("family", "chain", "entries", "residual functions", "proof", box=None)
+    for plan, chain in prepared.chains():
+        table.add_row(
+            plan.family,
+            f"{chain.table}/{chain.chain}",
+            str(len(chain.flat.entries)),
+            str(len(chain.functions)),
+            "holds",
+        )
+    console.print(f"{stage} on {', '.join(interfaces)}, iptables-{prepared.backend}")
+    console.print(table)
+    obstacles = [o for name in interfaces for o in host.link_obstacles(name)]
+    if stage.decides:
+        obstacles += host.host_obstacles()
+        mark = choose((*ruleset_uses(prepared.rulesets.values()), *host.mark_uses()))
+        console.print(f"mark field {mark.mask:#010x}, {len(prepared.image.codes)} codes")
+        for sentence in notices(prepared.rulesets.values(), prepared.backend):
+            console.print(f"[cyan]notice[/] {sentence}")
+        for loss in losses(prepared, operator, interfaces):
+            console.print(f"[red]lockout[/] {loss}")
+    for obstacle in obstacles:
+        console.print(f"[red]obstacle[/] {obstacle.what}\n  hint: {obstacle.hint}")

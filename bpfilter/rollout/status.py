@@ -1,0 +1,54 @@
+"""What the daemon publishes of itself in the journal, for `bpfilter status` and other readers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bpfilter.rollout.gates import Gate
+from bpfilter.rollout.goal import Goal
+from bpfilter.rollout.lease import SECOND
+from bpfilter.rollout.stages import Rollout
+from bpfilter.rollout.trouble import Trouble
+
+STATUS = "status"
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the daemon knows beside its rollout; `deadline`: ns, `not_before`: s, both monotonic."""
+
+    goal: Goal
+    gates: tuple[Gate, ...]
+    suspended: Trouble | None
+    held: bool
+    deadline: int | None
+    not_before: float
+
+
+def document(rollout: Rollout, situation: Situation) -> Mapping[str, Any]:
+    """As JSON values; `in_force`: whether programs may decide, or predict, at this moment."""
+    lease = rollout.lease
+    left = None
+    if situation.deadline is not None:
+        left = max(situation.deadline - time.monotonic_ns(), 0) / SECOND
+    pause = max(situation.not_before - time.monotonic(), 0.0)
+    return {
+        "at": time.time(),
+        "stage": rollout.stage,
+        "since": rollout.since,
+        "in_force": lease is not None and lease.held,
+        "goal": situation.goal.stage,
+        "policy": situation.goal.policy,
+        "scope": str(rollout.scope),
+        "interfaces": list(rollout.request.interfaces),
+        "suspended": situation.suspended,
+        "held": situation.held,
+        "next_try_in": pause,
+        "confirm": None if left is None else {"id": situation.goal.confirm_id, "seconds": left},
+        "gates": [asdict(gate) for gate in situation.gates],
+        "decided": rollout.decided(),
+        "punted": {reason.name.lower(): count for reason, count in rollout.punted().items()},
+    }

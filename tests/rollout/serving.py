@@ -1,0 +1,57 @@
+"""`serve` in the test's own thread, led by a script that runs whenever the daemon waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+from bpfilter.rollout.gates import Gates
+from bpfilter.rollout.goal import Goal
+from bpfilter.rollout.journal import Answer, Journal, Stage
+from bpfilter.rollout.service import Ending, serve
+from bpfilter.rollout.stages import Request
+from tests.rollout.network import Net, entered
+
+Script = Callable[[Journal], Iterator[None]]
+"""Goes on at each `yield` when the daemon waits the next time; at its end the daemon is stopped."""
+
+AT_ONCE = Gates(seconds=0.0)
+REQUEST = Request(("v1",), lease_seconds=30.0)
+_MOST_SECONDS = 60.0
+
+
+def served(
+    net: Net, state: Path, goal: Goal, script: Script, request: Request = REQUEST
+) -> tuple[Ending, list[str]]:
+    """How serving ended, and what was reported."""
+    said: list[str] = []
+    with Journal(state) as journal, entered(net.fw):
+        steps = script(journal)
+
+        def wait(seconds: float) -> bool:
+            time.sleep(seconds / 4)
+            return next(steps, steps) is steps
+
+        return serve(request, goal, journal, said.append, wait), said
+
+
+def until(holds: Callable[[], bool]) -> Iterator[None]:
+    """Let the daemon work until something holds."""
+    end = time.monotonic() + _MOST_SECONDS
+    while not holds():
+        assert time.monotonic() < end
+        yield
+
+
+def reached(journal: Journal, stage: Stage) -> Iterator[None]:
+    yield from until(lambda: journal.stage is stage)
+
+
+def asked(journal: Journal, verb: str, **argument: object) -> Generator[None, None, Answer]:
+    """Ask the daemon, and let it work until it answers."""
+    number = journal.ask(verb, argument)
+    yield from until(lambda: journal.answered(number) is not None)
+    answer = journal.answered(number)
+    assert answer is not None
+    return answer
