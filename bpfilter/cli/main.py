@@ -14,6 +14,7 @@ from bpfilter import __version__
 from bpfilter.cli.demo import demo_command
 from bpfilter.cli.deploy import deploy_command
 from bpfilter.cli.diff import diff_command
+from bpfilter.cli.doctor import doctor_command
 from bpfilter.cli.eval import eval_command
 from bpfilter.cli.plan import plan_command
 from bpfilter.cli.run import run_app
@@ -58,6 +59,7 @@ app.command("deploy", epilog=EPILOG)(deploy_command)
 app.command("confirm", epilog=EPILOG)(confirm_command)
 app.command("rollback", epilog=EPILOG)(rollback_command)
 app.command("status", epilog=EPILOG)(status_command)
+app.command("doctor", epilog=EPILOG)(doctor_command)
 app.command("demo", epilog=EPILOG)(demo_command)
 app.command("teardown", epilog=EPILOG)(teardown_command)
 
