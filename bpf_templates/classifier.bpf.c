@@ -174,10 +174,11 @@ int capture(struct __sk_buff *skb)
 {
 	__u32 index = 0;
 	struct generation *g = bpf_map_lookup_elem(&observed, &index);
+	const struct runtime *run = element(&runtime, 0);
 
-	if (!g)
+	if (!g || !run)
 		return TC_ACT_SHOT;
 	g->known = 0;
-	observe_generation(skb, g, FAMILY_BOTH);
+	observe_generation(skb, g, FAMILY_BOTH, run);
 	return TC_ACT_OK;
 }

@@ -67,6 +67,14 @@ enum trace_mode {
 	TRACE_BY_ID, /* records by the IPv4 ID or the low 16 bits of the IPv6 flow label */
 };
 
+/* Bits of config.early. */
+#define EARLY_DROPS  1 /* the generation covers the tables on PRE_ROUTING too */
+#define EARLY_LOOKUP 2 /* the kernel can be asked for conntrack entries */
+
+/* Bits of runtime.early. */
+#define RUNTIME_EARLY	1 /* the conditions of the early profile hold */
+#define RUNTIME_TRACKED 2 /* conntrack is in use: packets with an entry are never dropped early */
+
 /* Why a packet was left to the original rules; `Reason` in bpfilter/kernel/config.py. */
 enum reason {
 	REASON_NONE,
@@ -89,10 +97,13 @@ enum reason {
 	REASON_NO_ETHERNET, /* a rule asks for the MAC address, there is none */
 	REASON_LOOKUP,	    /* a table has no such element: never, if they were loaded whole */
 	REASON_LONG_WALK,
-	REASON_SCOPE,	/* outside of what the canary stage takes */
-	REASON_SAMPLED, /* left to the original rules to be compared */
-	REASON_ROUTE,	/* the route is not settled by bpf_fib_lookup */
-	REASON_RAW,	/* raw PREROUTING has a say */
+	REASON_SCOPE,	  /* outside of what the canary stage takes */
+	REASON_SAMPLED,	  /* left to the original rules to be compared */
+	REASON_ROUTE,	  /* the route is not settled by bpf_fib_lookup */
+	REASON_RAW,	  /* raw PREROUTING has a say */
+	REASON_NOT_EARLY, /* may be dropped late only: DHCP, options, other protocols, a shared
+			     device */
+	REASON_TRACKED,	  /* conntrack has an entry, or cannot be asked */
 	REASONS,
 };
 
@@ -126,6 +137,7 @@ struct slot {
 	__u32 node_base;
 	__u32 counter_base;
 	__u32 mask_count;
+	__u32 raw_entries; /* walks that end before it end in raw PREROUTING */
 	struct masked masks[MAX_MASKS];
 	struct axis axes[AXES];
 };
@@ -146,7 +158,7 @@ struct config {
 	__u32 verify_share;  /* of 65536 decided packets that are left to iptables and compared */
 	__u32 scope_share;   /* of 65536 flows that may be decided; 0: all */
 	__u32 scope_sources; /* only packets from the networks of `scope` may be decided */
-	__u32 early;	     /* DROP here what the early profile allows */
+	__u32 early;	     /* EARLY_… */
 	__u32 summary_words; /* of every row */
 	__u32 stripes;	     /* block references of every row */
 	__u32 narrow;	     /* references are u16, else u32 */
@@ -154,6 +166,8 @@ struct config {
 	__u32 iterations;
 	__u64 legacy_hook4; /* address of ipt_do_table, 0 if unknown */
 	__u64 legacy_hook6;
+	__u64 tracking_hook4; /* address of ipv4_conntrack_in, 0 if unknown */
+	__u64 tracking_hook6;
 	struct slot slots[SLOTS];
 };
 

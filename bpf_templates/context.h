@@ -153,14 +153,14 @@ static __always_inline __u32 frame_bytes(context_t *ctx)
 	return ctx->len;
 }
 
-/* 14, or 0 for what was received without an Ethernet header: looped back multicast on any device,
- * layer 3 devices.
+/* 14, or 0 for what is shown without its Ethernet header: looped back multicast on any device,
+ * layer 3 devices, and what generic XDP copied (since 6.9 the copy's mac_len is 0).
  */
 static __always_inline __u32 network_offset(context_t *ctx)
 {
 	struct sk_buff *kernel = bpf_cast_to_kern_ctx(ctx);
 
-	return (__u16)(kernel->network_header - kernel->mac_header);
+	return (__u16)(kernel->network_header - (kernel->data - kernel->head));
 }
 
 static __always_inline __be16 ether_protocol(context_t *ctx)

@@ -45,6 +45,8 @@ struct net_device {
 	struct list_head ptype_specific;
 	possible_net_t nd_net;
 	const unsigned char *dev_addr;
+	void *rx_handler; /* of a bridge, bond, macvlan or ipvlan */
+	void *vlan_info;  /* VLAN devices on top */
 } KERNEL_TYPE;
 
 struct sk_buff {

@@ -11,9 +11,10 @@
 #include "kernel_types.h"
 #include "maps.h"
 
-#define LONGEST_LEASE 60000000000ull
-#define NF_LOCAL_IN   1
-#define HOOK_ENTRIES  32 /* of LOCAL_IN that are looked at */
+#define LONGEST_LEASE  60000000000ull
+#define NF_PRE_ROUTING 0
+#define NF_LOCAL_IN    1
+#define HOOK_ENTRIES   32 /* of LOCAL_IN that are looked at */
 
 /* A value further ahead than the longest lease is a mistake (another time namespace): over. */
 static __always_inline int lease_over(const struct runtime *run)
@@ -37,14 +38,16 @@ struct table_state {
 	__u64 sizes;
 };
 
-/* Where x_tables is built in: plain loads. The difference to a fixed address stands for the
- * pointer, for the verifier lets pointers be subtracted, not mixed.
+/* Where x_tables is built in: plain loads. The difference to a fixed address, that of `runtime`,
+ * stands for the pointer, for the verifier lets pointers be subtracted, not mixed. Programs that
+ * share that map agree.
  */
-static __always_inline int built_in_table(void *table_address, struct table_state *state)
+static __always_inline int built_in_table(void *table_address, struct table_state *state,
+					  const struct runtime *run)
 {
 	const struct xt_table *table = bpf_rdonly_cast(table_address, config.table_type);
 	const struct xt_table_info *info = table->private;
-	__u64 difference = (__u64)info - (__u64)&config;
+	__u64 difference = (__u64)info - (__u64)run;
 
 	barrier_var(difference); /* or clang adds the pointer to a number first */
 	state->address = difference;
@@ -67,7 +70,8 @@ static __always_inline int module_table(void *table_address, struct table_state 
  * xt_table_info each time. Addresses may be used again, so the sizes take part. Where the kernel
  * hides the tables the number of hooks stands for them: it shows at least a table that appears.
  */
-static __always_inline __u64 legacy_generation(const struct nf_hook_entries *entries, __u64 hook)
+static __always_inline __u64 legacy_generation(const struct nf_hook_entries *entries, __u64 hook,
+					       const struct runtime *run)
 {
 	const struct nf_hook_entry *entry;
 	struct table_state state;
@@ -85,7 +89,7 @@ static __always_inline __u64 legacy_generation(const struct nf_hook_entries *ent
 	for (__u32 i = 0; i < HOOK_ENTRIES && i < number; i++, entry++) {
 		if ((__u64)entry->hook != hook)
 			continue;
-		failed = config.table_type ? built_in_table(entry->priv, &state)
+		failed = config.table_type ? built_in_table(entry->priv, &state, run)
 					   : module_table(entry->priv, &state);
 		if (failed)
 			return 0;
@@ -97,7 +101,7 @@ static __always_inline __u64 legacy_generation(const struct nf_hook_entries *ent
 
 /* What the kernel itself says of the rules in a network namespace. */
 static __always_inline void observe_network(struct net *net, struct generation *g,
-					    const enum which which)
+					    const enum which which, const struct runtime *run)
 {
 	if (bpf_core_field_exists(net->nft.base_seq)) {
 		g->nft = net->nft.base_seq;
@@ -108,17 +112,26 @@ static __always_inline void observe_network(struct net *net, struct generation *
 	/* Of the other family's tables only when it is asked for: they have no say in this packet.
 	 */
 	if (which != FAMILY_IPV6)
-		g->legacy[0] =
-			legacy_generation(net->nf.hooks_ipv4[NF_LOCAL_IN], config.legacy_hook4);
+		g->legacy[0] = legacy_generation(net->nf.hooks_ipv4[NF_LOCAL_IN],
+						 config.legacy_hook4, run);
 	if (which != FAMILY_IPV4)
-		g->legacy[1] =
-			legacy_generation(net->nf.hooks_ipv6[NF_LOCAL_IN], config.legacy_hook6);
+		g->legacy[1] = legacy_generation(net->nf.hooks_ipv6[NF_LOCAL_IN],
+						 config.legacy_hook6, run);
+	/* raw is not on LOCAL_IN. */
+	if (config.early && which != FAMILY_IPV6)
+		g->legacy[0] = g->legacy[0] * 0x9e3779b97f4a7c15ull +
+			       legacy_generation(net->nf.hooks_ipv4[NF_PRE_ROUTING],
+						 config.legacy_hook4, run);
+	if (config.early && which != FAMILY_IPV4)
+		g->legacy[1] = g->legacy[1] * 0x9e3779b97f4a7c15ull +
+			       legacy_generation(net->nf.hooks_ipv6[NF_PRE_ROUTING],
+						 config.legacy_hook6, run);
 }
 
 static __always_inline void observe_generation(context_t *ctx, struct generation *g,
-					       const enum which which)
+					       const enum which which, const struct runtime *run)
 {
-	observe_network(network_of(ctx), g, which);
+	observe_network(network_of(ctx), g, which, run);
 }
 
 /* Whether the rules of a network namespace are not those that the daemon vouched for. */
@@ -127,10 +140,10 @@ static __always_inline int network_differs(struct net *net, int ipv6, const stru
 	struct generation g = {};
 
 	if (ipv6) {
-		observe_network(net, &g, FAMILY_IPV6);
+		observe_network(net, &g, FAMILY_IPV6, run);
 		return g.nft != run->nft || g.legacy[1] != run->legacy[1];
 	}
-	observe_network(net, &g, FAMILY_IPV4);
+	observe_network(net, &g, FAMILY_IPV4, run);
 	return g.nft != run->nft || g.legacy[0] != run->legacy[0];
 }
 

@@ -50,6 +50,9 @@ struct runtime {
 	__u32 nft;	   /* generation of nf_tables */
 	__u32 cut;	   /* MODE_EVAL: bytes that BPF_PROG_RUN had no room for */
 	__u32 out_class[SLOTS];
+	__u32 early; /* the early profile's conditions hold: packets may be dropped before netfilter
+		      */
+	__u32 reserved;
 };
 
 struct generation {

@@ -48,15 +48,17 @@ class Classified:
     treatments: Mapping[RuleRef, Treatment]
 
 
-def classify(ruleset: Ruleset, table: str, chain: str) -> Classified:
+def classify(ruleset: Ruleset, table: str, chain: str, space: Space | None = None) -> Classified:
     """Treat every rule that packets of a built-in chain may meet.
 
-    Also treats the rules of the nat chain before it (see `nat_treatments`). Raises CompileError
-    for a chain that jumps back to itself.
+    Also treats the rules of the nat chain before it (see `nat_treatments`). `space`: one that is
+    common to several chains, instead of the chain's own. Raises CompileError for a chain that
+    jumps back to itself.
     """
     translating = TRANSLATING[(table, chain)]
-    hooks = ((table, chain),) if translating is None else ((table, chain), translating)
-    space = space_of(ruleset, hooks)
+    if space is None:
+        hooks = ((table, chain),) if translating is None else ((table, chain), translating)
+        space = space_of(ruleset, hooks)
     chains = closure(ruleset.tables[table], chain)
     builder = GuardBuilder(
         space, ABSENT_INTERFACE.get(chain), RAW_STATES if table == "raw" else ALL_STATES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bpfilter.compiler.classify import Classified
@@ -81,6 +81,38 @@ def flatten(ruleset: Ruleset, classified: Classified) -> FlatChain:
     _Inliner(chains, classified, emitter).body(chains[classified.chain], ALWAYS, ())
     kind = OpKind.DROP if classified.policy == "DROP" else OpKind.ACCEPT
     emitter.emit(ALWAYS, kind, policy, ())
+    return _flat(classified, emitter)
+
+
+def flatten_path(
+    ruleset: Ruleset, path: Sequence[Classified], policy: OpKind | None = None
+) -> tuple[FlatChain, tuple[int, ...]]:
+    """The built-in chains that a packet passes one after the other as one list.
+
+    ACCEPT goes on with the next chain, and behind the last one ends the walk; nat chains are the
+    predicate of `nat_treatments`. `policy` stands for the last chain's own. Also returns where
+    each chain ends. All chains are classified in one space.
+    """
+    emitter = _Emitter()
+    ends = []
+    for classified in path:
+        chains = ruleset.tables[classified.table].chains
+        inliner = _Inliner(chains, classified, emitter)
+        chain = chains[classified.chain]
+        end = _Label()
+        last = classified is path[-1] and policy is None
+        inliner.body(chain, ALWAYS, (), accept=None if last else end)
+        if last or classified.policy == "DROP":
+            kind = OpKind.DROP if classified.policy == "DROP" else OpKind.ACCEPT
+            emitter.emit(ALWAYS, kind, RuleRef(classified.table, classified.chain, 0), ())
+        end.position = len(emitter.drafts)
+        ends.append(end.position)
+    if policy is not None:
+        emitter.emit(ALWAYS, policy, RuleRef(path[-1].table, path[-1].chain, 0), ())
+    return _flat(path[-1], emitter), tuple(ends)
+
+
+def _flat(classified: Classified, emitter: _Emitter) -> FlatChain:
     entries = tuple(
         Entry(
             draft.guard.box,

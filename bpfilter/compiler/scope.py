@@ -21,6 +21,9 @@ EARLIER: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
     ("filter", "FORWARD"): (("raw", "PREROUTING"), ("mangle", "PREROUTING"), ("mangle", "FORWARD")),
     ("filter", "OUTPUT"): (("raw", "OUTPUT"), ("mangle", "OUTPUT")),
     ("raw", "PREROUTING"): (),
+    ("mangle", "PREROUTING"): (("raw", "PREROUTING"),),
+    ("mangle", "INPUT"): (("raw", "PREROUTING"), ("mangle", "PREROUTING")),
+    ("mangle", "FORWARD"): (("raw", "PREROUTING"), ("mangle", "PREROUTING")),
 }
 """Chains that a packet traverses between the BPF hook and the chain we take over."""
 
@@ -29,6 +32,9 @@ TRANSLATING: dict[tuple[str, str], tuple[str, str] | None] = {
     ("filter", "FORWARD"): ("nat", "PREROUTING"),
     ("filter", "OUTPUT"): ("nat", "OUTPUT"),
     ("raw", "PREROUTING"): None,
+    ("mangle", "PREROUTING"): None,
+    ("mangle", "INPUT"): ("nat", "PREROUTING"),
+    ("mangle", "FORWARD"): ("nat", "PREROUTING"),
 }
 """The nat chain whose translation the filter hook already sees."""
 

@@ -14,6 +14,7 @@ from bpfilter.errors import KernelError
 from bpfilter.kernel import syscall
 from bpfilter.kernel.clsact import Filter
 
+_BEFORE = 1 << 3  # BPF_F_BEFORE without another program: before all
 _TCX_UNKNOWN = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -81,3 +82,19 @@ def attach(program_fd: int, index: int, kind: AttachKind | None = None) -> Attac
                     else "tc filter show dev IF ingress says what else is attached",
                 ) from None
     return ClsactFilter(index, program_fd)
+
+
+def attach_first(program_fd: int, index: int) -> TcxLink:
+    """Attach at TC ingress before every other program; needs tcx (6.6).
+
+    Raises KernelError and changes nothing if the kernel refuses.
+    """
+    try:
+        link = syscall.link_create(program_fd, index, syscall.BPF_TCX_INGRESS, flags=_BEFORE)
+    except syscall.KernelCallFailed as error:
+        raise KernelError(
+            f"cannot attach before the programs of interface {index}:"
+            f" {errno.errorcode.get(error.errno)}",
+            hint="dropping at TC before the classifier needs tcx, Linux 6.6",
+        ) from None
+    return TcxLink(link)

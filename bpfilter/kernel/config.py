@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 import numpy as np
 
@@ -34,6 +34,20 @@ class Trace(IntEnum):
     BY_ID = 2  # under the IPv4 ID, or the low 16 bits of the IPv6 flow label
 
 
+class Early(IntFlag):
+    """Bits of `Config.early`."""
+
+    DROPS = 1  # the generation covers the tables on PRE_ROUTING too
+    LOOKUP = 2  # the kernel can be asked for conntrack entries
+
+
+class EarlyNow(IntFlag):
+    """Bits of `early` in `RUNTIME`."""
+
+    HOLDS = 1  # the conditions of the early profile hold
+    TRACKED = 2  # conntrack is in use: packets with an entry are never dropped early
+
+
 class Reason(IntEnum):
     """Why a packet was left to the original rules."""
 
@@ -61,6 +75,8 @@ class Reason(IntEnum):
     SAMPLED = 21
     ROUTE = 22
     RAW = 23
+    NOT_EARLY = 24
+    TRACKED = 25
 
 
 class Axis(ctypes.Structure):
@@ -99,6 +115,7 @@ class SlotConfig(ctypes.Structure):
                 "node_base",
                 "counter_base",
                 "mask_count",
+                "raw_entries",
             )
         ),
         ("masks", Masked * MAX_MASKS),
@@ -136,6 +153,8 @@ class Config(ctypes.Structure):
         ),
         ("legacy_hook4", _u64),
         ("legacy_hook6", _u64),
+        ("tracking_hook4", _u64),
+        ("tracking_hook6", _u64),
         ("slots", SlotConfig * SLOTS),
     )
 
@@ -147,6 +166,8 @@ RUNTIME = np.dtype(
         ("nft", "<u4"),
         ("cut", "<u4"),
         ("out_class", "<u4", (SLOTS,)),
+        ("early", "<u4"),
+        ("reserved", "<u4"),
     ]
 )
 GENERATION = np.dtype([("legacy", "<u8", (2,)), ("nft", "<u4"), ("known", "<u4")])

@@ -18,13 +18,10 @@ import numpy as np
 
 from bpfilter.compiler.ir import Entry, Function
 from bpfilter.compiler.layout import Outcome
-from bpfilter.compiler.mark import MarkField
 from bpfilter.compiler.plan import Image, Slot
 from bpfilter.kernel import syscall
-from bpfilter.kernel.addresses import LocalRoute
 from bpfilter.kernel.arrays import MappedArray, fill
 from bpfilter.kernel.attach import AttachKind, Attachment, attach
-from bpfilter.kernel.btf import struct_id
 from bpfilter.kernel.config import (
     COUNT,
     GENERATION,
@@ -32,19 +29,19 @@ from bpfilter.kernel.config import (
     RECORD,
     RUNTIME,
     SLOTS,
-    Config,
-    Mode,
+    EarlyNow,
     Reason,
     Trace,
 )
-from bpfilter.kernel.generation import Generation, legacy_hooks
+from bpfilter.kernel.generation import Generation
 from bpfilter.kernel.libbpf import BpfObject
-from bpfilter.kernel.pack import Contents, pack
+from bpfilter.kernel.options import Options as Options
+from bpfilter.kernel.options import Template, config_of
+from bpfilter.kernel.pack import Contents, pack, slot_number
 from bpfilter.kernel.probe import require
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "_templates"
 RECORDS = 1 << 16
-ITERATIONS = 8192
 _SKB_BYTES = 192
 _LONGEST_RUN = 3520
 _LARGEST_INTERFACE_ARRAY = 4096
@@ -81,38 +78,6 @@ class Result:
         return tuple(self.slot.plan.flat.entries[index] for index in self.final)
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to load an image.
-
-    `shadow_share`: of the packets that are remembered to be compared, nothing being decided;
-    `verify_share`: of decided packets that are left to iptables and compared. `room`: for packets
-    on their way from here to filter. See `kernel.shadow`, which compares.
-
-    `chain`: in modes FORCED and EVAL, FORWARD or any other. `interfaces`: ifindex → name; packets
-    of others are punted where a rule asks for it. `out_interface`: the fixed name
-    for `-o`. `leased`, `generation`: decide only under a lease, only while the rules are as set.
-    `scope_share`: decide only so many of 65536 flows, both directions alike (0: all);
-    `scope_sources`: only packets from these networks (none given: from all).
-    """
-
-    mode: Mode = Mode.EVAL
-    chain: str = "INPUT"
-    interfaces: Mapping[int, str] | None = None
-    out_interface: str = ""
-    addresses: Sequence[LocalRoute] = ()
-    marking: MarkField | None = None
-    trace: Trace = Trace.OFF
-    leased: bool = False
-    generation: bool = False
-    counting: bool = True
-    scope_share: int = 0
-    scope_sources: tuple[IPv4Network | IPv6Network, ...] = ()
-    shadow_share: float = 0.0
-    verify_share: float = 0.0
-    room: int = 8192
-
-
 class Classifier:
     """A loaded image; a context manager."""
 
@@ -130,11 +95,16 @@ class Classifier:
         """Load an image; raises KernelError or VerifierRejected, and leaves nothing behind then."""
         options = options or Options()
         require()
-        config = _config(options)
+        config = config_of(options)
         contents = pack(image, config)
-        loaded = BpfObject(TEMPLATES / "classifier.bpf.o")
+        for chain, entries in options.raw_entries.items():
+            slot = config.slots[slot_number(*chain)]
+            slot.raw_entries, slot.forward = entries, 0
+        loaded = BpfObject(TEMPLATES / f"{options.template}.bpf.o")
         try:
             _size_maps(loaded, contents, options)
+            for name, descriptor in options.shared.items():
+                loaded.reuse_map(name, descriptor)
             loaded.set_constants(".rodata.config", config)
             if not options.generation:
                 loaded.skip_program("capture")
@@ -148,7 +118,7 @@ class Classifier:
     @property
     def fd(self) -> int:
         """The program's file descriptor, valid until `close`."""
-        return self._object.program_fd("classifier")
+        return self._object.program_fd(self.options.template)
 
     def map_fd(self, name: str) -> int:
         """A map's file descriptor, valid until `close`."""
@@ -162,13 +132,17 @@ class Classifier:
         self._runtime.cells["cut"] = max(len(frame) - _LONGEST_RUN, 0)
         data = _to_loopback(frame[:_LONGEST_RUN])
         try:
-            ran = syscall.run_program(self.fd, data, context=bytes(_SKB_BYTES))
+            ran = syscall.run_program(self.fd, data, context=bytes(self._context_bytes))
         except syscall.KernelCallFailed as error:
             if error.errno == errno.EINVAL and len(frame) < _shortest(frame):
                 return Result(Outcome.PUNT, Reason.TRUNCATED)
             raise
-        (mark,) = struct.unpack_from("=I", ran.context, _SKB_MARK)
+        mark = struct.unpack_from("=I", ran.context, _SKB_MARK)[0] if ran.context else 0
         return self._result(self._records.cells[0], mark)
+
+    @property
+    def _context_bytes(self) -> int:
+        return 0 if self.options.template is Template.XDP else _SKB_BYTES
 
     def run_many(self, frames: Iterable[bytes]) -> list[Result]:
         """`run` for each frame, in order."""
@@ -244,12 +218,21 @@ class Classifier:
             (int(seen["legacy"][0]), int(seen["legacy"][1])),
             shows_nft=bool(known & 1),
             shows_legacy=bool(known & 2),
+            tracks=not known & 4,
         )
 
     def set_generation(self, generation: Generation) -> None:
-        """The program decides only while the rules are of this generation."""
+        """The program decides only while the rules are of this generation.
+
+        Early drops end until `set_early`: their conditions are to be looked at anew.
+        """
+        self.set_early(EarlyNow(0))
         self._runtime.cells["nft"] = generation.nft
         self._runtime.cells["legacy"][0] = generation.legacy
+
+    def set_early(self, now: EarlyNow) -> None:
+        """Whether early programs that share `runtime` may drop, from the next packet on."""
+        self._runtime.cells["early"] = now
 
     def punts(self) -> dict[Reason, int]:
         """Packets left to the original rules, by reason; reasons that did not occur are absent."""
@@ -318,36 +301,6 @@ def possible_cpus() -> int:
     return int(last.split("-")[-1]) + 1
 
 
-def _config(options: Options) -> Config:
-    hooks = legacy_hooks() if options.generation else {}
-    marking = options.marking
-    return Config(
-        mode=options.mode,
-        forced=options.chain == "FORWARD",
-        marking=marking is not None,
-        mark_mask=marking.mask if marking else 0,
-        mark_shift=marking.shift if marking else 0,
-        leased=options.leased,
-        generation=options.generation,
-        table_type=struct_id("xt_table") if options.generation else 0,
-        trace=options.trace,
-        counting=options.counting,
-        scope_share=options.scope_share,
-        scope_sources=bool(options.scope_sources),
-        shadow=options.shadow_share > 0,
-        shadow_share=_share(options.shadow_share),
-        verify_share=_share(options.verify_share),
-        iterations=ITERATIONS,
-        legacy_hook4=hooks.get("ipt_do_table", 0),
-        legacy_hook6=hooks.get("ip6t_do_table", 0),
-    )
-
-
-def _share(share: float) -> int:
-    """Of 65536 packets; a share that is not 0 is never rounded to 0."""
-    return max(round(share * 65536), 1) if share > 0 else 0
-
-
 def _record_count(trace: Trace) -> int:
     return RECORDS if trace is Trace.BY_ID else 1
 
@@ -367,8 +320,9 @@ def _size_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
     loaded.set_map("scope", max_entries=len(options.scope_sources))
     loaded.set_map("trace", max_entries=_record_count(options.trace))
     loaded.set_map("counters", max_entries=contents.counters if options.counting else 1)
-    compared = options.shadow_share > 0 or options.verify_share > 0
-    loaded.set_map("predictions", max_entries=options.room if compared else 1)
+    if options.template is Template.CLASSIFIER:
+        compared = options.shadow_share > 0 or options.verify_share > 0
+        loaded.set_map("predictions", max_entries=options.room if compared else 1)
     loaded.set_map("punts", max_entries=len(Reason))
     loaded.set_map("outcomes", max_entries=SLOTS * len(Outcome))
 
@@ -390,18 +344,26 @@ def _fill_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
     for name in ("edges", "macs"):
         keys, values = getattr(contents, name)
         syscall.map_update_batch(loaded.map_fd(name), keys.tobytes(), values.tobytes(), len(keys))
+    if "runtime" not in options.shared:
+        fill(loaded.map_fd("runtime"), _first_runtime(contents, options))
+    for index, name in (options.interfaces or {}).items():
+        _write_interface(loaded.map_fd("interfaces"), contents, index, name)
+    if "addresses" not in options.shared:
+        for route in options.addresses:
+            syscall.map_update(loaded.map_fd("addresses"), route.key, struct.pack("=I", route.kind))
+    for network in options.scope_sources:
+        syscall.map_update(loaded.map_fd("scope"), _network_key(network), struct.pack("=I", 1))
+
+
+def _first_runtime(
+    contents: Contents, options: Options
+) -> np.ndarray[tuple[int], np.dtype[np.void]]:
     runtime = np.zeros(1, RUNTIME)
     for index, slot in enumerate(contents.slots):
         if slot is not None:
             space = slot.plan.flat.space
             runtime["out_class"][0, index] = space.interface_class(options.out_interface)
-    fill(loaded.map_fd("runtime"), runtime)
-    for index, name in (options.interfaces or {}).items():
-        _write_interface(loaded.map_fd("interfaces"), contents, index, name)
-    for route in options.addresses:
-        syscall.map_update(loaded.map_fd("addresses"), route.key, struct.pack("=I", route.kind))
-    for network in options.scope_sources:
-        syscall.map_update(loaded.map_fd("scope"), _network_key(network), struct.pack("=I", 1))
+    return runtime
 
 
 def _network_key(network: IPv4Network | IPv6Network) -> bytes:

@@ -87,9 +87,14 @@ def _set_marks() -> Iterator[MarkUse]:
 
 def native_nft() -> Sequence[Any]:
     """The objects of nft's JSON listing, without the tables that iptables-nft keeps."""
+    return nft_listing() or ()
+
+
+def nft_listing() -> Sequence[Any] | None:
+    """As `native_nft`, but None where nothing can be listed."""
     done = _tool("nft", "-j", "list", "ruleset")
     if done is None or done.returncode != 0:
-        return ()
+        return None
     objects = [entry for entry in json.loads(done.stdout)["nftables"] if "metainfo" not in entry]
     return [entry for entry in objects if not _of_xtables(next(iter(entry.values())))]
 

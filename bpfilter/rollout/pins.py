@@ -27,6 +27,10 @@ class _Detach(Structure):
     _fields_ = (("link", c_uint32),)
 
 
+LINK, EARLY = "link", "early"
+"""Kinds of links: of the program that classifies, of one that drops before it."""
+
+
 def available() -> bool:
     """Whether a bpf file system is mounted where pins belong."""
     kind = ""
@@ -42,25 +46,28 @@ def directory() -> Path:
     return ROOT / namespace_id()
 
 
-def pin_link(descriptor: int, interface: str) -> bool:
-    """Pin the link of an interface, in place of an older pin; false if nothing can be pinned."""
+def pin_link(descriptor: int, interface: str, kind: str = LINK) -> bool:
+    """Pin the link of an interface, in place of an older pin; false if nothing can be pinned.
+
+    An interface can have one link of each kind.
+    """
     if not available():
         return False
     place = directory()
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = _link_path(interface)
+    path = _link_path(interface, kind)
     path.unlink(missing_ok=True)
     pin(descriptor, path)
     return True
 
 
-def _link_path(interface: str) -> Path:
-    return directory() / f"link-{interface.replace('.', '%')}"
+def _link_path(interface: str, kind: str) -> Path:
+    return directory() / f"{kind}-{interface.replace('.', '%')}"
 
 
-def unpin_link(interface: str) -> None:
+def unpin_link(interface: str, kind: str = LINK) -> None:
     """Forget the pin of one interface's link."""
-    _link_path(interface).unlink(missing_ok=True)
+    _link_path(interface, kind).unlink(missing_ok=True)
     _remove_directories()
 
 
@@ -104,7 +111,7 @@ def link_interface(descriptor: int) -> int:
 def prune() -> tuple[Path, ...]:
     """Remove pins of links whose interface is gone, of any network namespace; says which."""
     removed = []
-    for path in sorted(ROOT.glob("net-*/link-*")):
+    for path in sorted(path for kind in (LINK, EARLY) for path in ROOT.glob(f"net-*/{kind}-*")):
         try:
             with _opened(path) as descriptor:
                 alive = any(object_info(descriptor)[_INTERFACE])
@@ -119,6 +126,13 @@ def prune() -> tuple[Path, ...]:
                 ROOT.rmdir()
             removed.append(path)
     return tuple(removed)
+
+
+def detach_early() -> None:
+    """Detach what another process left of early programs in the current network namespace."""
+    for path in pinned_links():
+        if path.name.startswith(f"{EARLY}-"):
+            detach_pinned(path)
 
 
 def unpin() -> None:

@@ -11,17 +11,22 @@ from contextlib import ExitStack
 from bpfilter.compiler.layout import Outcome
 from bpfilter.compiler.mark import MarkField
 from bpfilter.compiler.plan import ChainPlan, Image
+from bpfilter.errors import BpfilterError
 from bpfilter.kernel.addresses import LocalRoute, read_local_table
 from bpfilter.kernel.attach import Attachment, TcxLink, attach
-from bpfilter.kernel.config import Mode, Reason
+from bpfilter.kernel.config import Early, Mode, Reason
 from bpfilter.kernel.generation import Generation
+from bpfilter.kernel.options import NOT_EARLY
 from bpfilter.kernel.program import Classifier, Options
 from bpfilter.kernel.syscall import MAP_DELETE, KernelCallFailed, bpf, link_update, map_update
 from bpfilter.rollout import pins
 from bpfilter.rollout.attached import Attached, attached
+from bpfilter.rollout.early import EarlyDrops, EarlyRequest, Report
 from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.shadow import Bounds, Counted
 from bpfilter.rollout.watching import Watch, start_if_possible
+from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.model import RuleRef, Ruleset
 
 _WALKED = (Reason.RULE, Reason.NO_CODE)
 
@@ -36,8 +41,13 @@ class Program:
     """Loaded without a lease, so it decides nothing until it gets one."""
 
     def __init__(
-        self, classifier: Classifier, links: Mapping[str, int], addresses: Sequence[LocalRoute]
+        self,
+        classifier: Classifier,
+        links: Mapping[str, int],
+        addresses: Sequence[LocalRoute],
+        early: EarlyRequest | None = None,
     ) -> None:
+        self._asked = early
         self._classifier = classifier
         self._links = links
         self._addresses = frozenset(addresses)
@@ -49,6 +59,7 @@ class Program:
         self._pinned = False
         self._stack = ExitStack()
         self._stack.callback(classifier.close)
+        self.early: EarlyDrops | None = None
 
     @classmethod
     def load(
@@ -59,12 +70,14 @@ class Program:
         scope: Scope | None = None,
         *,
         share: float = 0.0,
+        early: EarlyRequest | None = None,
     ) -> Program:
         """Load for these interfaces (name → index); without a mark field it only counts.
 
         It decides only in the scope (default: everything), and only while the kernel's rules are
         of the generation of this moment. `share` of the packets is compared with iptables'
-        verdicts: see `watch`, or `unwatched`, which says why that is impossible here.
+        verdicts: see `watch`, or `unwatched`, which says why that is impossible here. `early`: as
+        `drop_early` shall do it.
         """
         scope = scope or Scope()
         addresses = read_local_table()
@@ -79,9 +92,10 @@ class Program:
             verify_share=share if mark is not None else 0.0,
             scope_share=scope.threshold,
             scope_sources=scope.sources,
+            early=NOT_EARLY if early is None else Early.DROPS,
         )
         classifier = Classifier.load(image, options)
-        program = cls(classifier, links, addresses)
+        program = cls(classifier, links, addresses, early)
         try:
             program._compare(share)
             program.accept(program.observe())
@@ -148,6 +162,27 @@ class Program:
         """What holds the program of a daemon that ended, by interface."""
         return {name: TcxLink(descriptor) for name, descriptor in pins.open_links().items()}
 
+    def drop_early(self, rulesets: Mapping[Family, Ruleset], report: Report) -> None:
+        """Attach programs that drop early, if that was asked for; they begin with `vouch_early`.
+
+        This program must be attached, and the early ones of another gone. What prevents them is
+        reported; packets are dropped late then.
+        """
+        if self._asked is None:
+            return
+        try:
+            self.early = EarlyDrops.start(
+                rulesets, self._classifier, self._links, self._asked, report
+            )
+        except BpfilterError as error:
+            report(f"no early drops: {error.message}")
+        else:
+            self._stack.callback(self.early.close)
+
+    def vouch_early(self) -> str | None:
+        """Look at the conditions of early drops, once the rules are known to be the plan's."""
+        return None if self.early is None else self.early.vouch(self.generation)
+
     def attached(self) -> bool:
         """Whether the program is still at all its interfaces."""
         found = attached(tuple(self._links))
@@ -155,7 +190,9 @@ class Program:
 
     def foreign(self) -> tuple[Attached, ...]:
         """Programs of others at the same interfaces: they could forge or overwrite marks."""
-        return tuple(each for each in attached(tuple(self._links)) if not self._ours(each))
+        early = self.early.links if self.early is not None else set()
+        found = attached(tuple(self._links))
+        return tuple(each for each in found if not self._ours(each) and each.link not in early)
 
     def _ours(self, found: Attached) -> bool:
         return found.our_filter or found.link in self._numbers
@@ -211,6 +248,12 @@ class Program:
         punts = self._classifier.punts()
         walked = decided + sum(punts.get(reason, 0) for reason in _WALKED)
         return Counted(entries, decided, walked)
+
+    def all_counts(
+        self,
+    ) -> tuple[Mapping[tuple[int, int], Bounds], Mapping[tuple[Family, RuleRef], Bounds]]:
+        """`rule_counts`, and the packets dropped early by rule."""
+        return self.rule_counts(), {} if self.early is None else self.early.counted()
 
     def rule_counts(self) -> Mapping[tuple[int, int], Bounds]:
         """Packets by slot and entry since loading, those that were counted at all."""

@@ -25,6 +25,7 @@ from bpfilter.rollout import host, ours, record
 from bpfilter.rollout.checks import drifted, moved_links, obstacles
 from bpfilter.rollout.comparison import Comparison
 from bpfilter.rollout.drift import Fingerprint
+from bpfilter.rollout.early import EarlyDrops, EarlyRequest
 from bpfilter.rollout.guards import Guards, inspect
 from bpfilter.rollout.install import install
 from bpfilter.rollout.journal import Journal, Stage
@@ -54,6 +55,7 @@ class Request:
 
     `shadow_share`: of the packets that are compared one by one in shadow. `verify_share`: of the
     decided packets that are left to iptables and compared while enforcing.
+    `early`: drop before netfilter what that profile allows.
     """
 
     interfaces: tuple[str, ...]
@@ -64,6 +66,7 @@ class Request:
     shadow_share: float = 1.0
     verify_share: float = 0.0
     guards: Guards = field(default_factory=Guards)
+    early: EarlyRequest | None = None
 
 
 Report = Callable[[str], None]
@@ -190,6 +193,7 @@ class Rollout:
         if reason is None:
             if self._program.refresh_addresses():
                 self._report("the host's addresses changed: the program knows them now")
+            self._program.vouch_early()
             self.lease.renew()
         elif self.lease.held:
             self._revoke()
@@ -228,6 +232,11 @@ class Rollout:
         found = [(plan.family, chain, report) for (plan, chain), report in reports]
         return by_counters(found, program.punted(), self.since)
 
+    @property
+    def early(self) -> EarlyDrops | None:
+        """The programs that drop before netfilter, where there are any."""
+        return None if self._program is None else self._program.early
+
     def decided(self) -> int:
         """Packets that the loaded program decided, or in shadow would have decided."""
         return 0 if self._program is None else self._program.decided()
@@ -238,9 +247,8 @@ class Rollout:
 
     def totals(self) -> Mapping[RuleName, Bounds]:
         """Packets per rule, of all generations since this object was made."""
-        return self._totals.with_present(
-            self.prepared, {} if self._program is None else self._program.rule_counts()
-        )
+        counts = ({}, {}) if self._program is None else self._program.all_counts()
+        return self._totals.with_present(self.prepared, *counts)
 
     def rollback(self) -> None:
         """Back to off from any stage; does nothing where there is nothing."""
@@ -322,8 +330,9 @@ class Rollout:
         self, prepared: Prepared, links: Mapping[str, int], mark: MarkField | None, scope: Scope
     ) -> Program:
         share = self.request.shadow_share if mark is None else self.request.verify_share
+        early = None if mark is None or scope.chains else self.request.early
         with self._journal.step("load"):
-            program = Program.load(prepared.image, links, mark, scope, share=share)
+            program = Program.load(prepared.image, links, mark, scope, share=share, early=early)
         if program.unwatched is not None:
             self._report(f"{program.unwatched}; counters are compared instead")
         return program
@@ -334,6 +343,8 @@ class Rollout:
             program.attach(held)
         if old is not None:
             old.close()
+        if self.prepared is not None:
+            program.drop_early(self.prepared.rulesets, self._report)
 
     def _begin(
         self, stage: Stage, deadline: int | None, confirm_within: float | None = None
@@ -349,6 +360,7 @@ class Rollout:
         if confirm_within is not None:
             self.lease.confirm_within(confirm_within)
         program.refresh_addresses()
+        program.vouch_early()
         with self._journal.step("lease"):
             self._enter(stage)
             self._write_record()
@@ -399,7 +411,7 @@ class Rollout:
 
     def _keep_totals(self) -> None:
         if self._program is not None and self.prepared is not None:
-            self._totals.add(self.prepared, self._program.rule_counts())
+            self._totals.add(self.prepared, *self._program.all_counts())
 
     def _stop(self) -> None:
         self.lease = None

@@ -14,6 +14,9 @@ from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.lexer import quote
 from bpfilter.ruleset.model import RuleRef, Ruleset
 
+Early = Mapping[tuple[Family, RuleRef], Bounds]
+"""Packets dropped early, by rule: see `EarlyDrops.counted`."""
+
 
 @dataclass(frozen=True, slots=True)
 class RuleName:
@@ -35,20 +38,29 @@ class Totals:
         self._certain: Counter[RuleName] = Counter()
         self._possible: Counter[RuleName] = Counter()
 
-    def add(self, prepared: Prepared, counts: Mapping[tuple[int, int], Bounds]) -> None:
-        """Keep what a program counted before it goes."""
-        for name, bounds in _named(prepared, counts):
+    def add(
+        self, prepared: Prepared, counts: Mapping[tuple[int, int], Bounds], early: Early
+    ) -> None:
+        """Keep what a program, and those that drop early before it, counted before it goes."""
+        dropped = (
+            (rule_name(prepared.rulesets[family], rule), bounds)
+            for (family, rule), bounds in early.items()
+        )
+        for name, bounds in (*_named(prepared, counts), *dropped):
             self._certain[name] += bounds.certain
             self._possible[name] += bounds.possible
 
     def with_present(
-        self, prepared: Prepared | None, counts: Mapping[tuple[int, int], Bounds]
+        self,
+        prepared: Prepared | None,
+        counts: Mapping[tuple[int, int], Bounds],
+        early: Early,
     ) -> Mapping[RuleName, Bounds]:
         """All that was counted, the present program's counts included."""
         sums = Totals()
         sums._certain, sums._possible = self._certain.copy(), self._possible.copy()
         if prepared is not None:
-            sums.add(prepared, counts)
+            sums.add(prepared, counts, early)
         return {name: Bounds(sums._certain[name], n) for name, n in sums._possible.items()}
 
 

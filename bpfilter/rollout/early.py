@@ -1,0 +1,254 @@
+"""Early DROP: programs before netfilter that drop what the early profile allows.
+
+Guarantees: only packets that netfilter would drop, with no effect that anyone could see before,
+are dropped, and only while the conditions of `early_conditions` hold: they are looked at when the
+drops begin, at every tick, and after any edit of rules, which ends the drops by itself. The
+programs share the classifier's lease, generation and addresses; without a lease they pass all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from bpfilter.compiler.early import (
+    Depth,
+    EarlyChain,
+    compile_early,
+    early_image,
+    unconfirmed_states,
+)
+from bpfilter.errors import KernelError, RolloutError
+from bpfilter.kernel.attach import TcxLink, attach_first
+from bpfilter.kernel.config import Early, EarlyNow
+from bpfilter.kernel.generation import Generation
+from bpfilter.kernel.options import Template
+from bpfilter.kernel.program import Classifier
+from bpfilter.kernel.xdp import ForeignXdp, XdpLink, XdpMode, attach_xdp, hides_vlan_tags
+from bpfilter.rollout import pins
+from bpfilter.rollout.conditions import early_conditions, expectations_possible, lookups_possible
+from bpfilter.rollout.shadow import Bounds
+from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.model import RuleRef, Ruleset
+
+Report = Callable[[str], None]
+_TEMPLATES = {Depth.TC: Template.EARLY, Depth.XDP: Template.XDP}
+NATIVE = (
+    "attaching at native XDP may reset the device: for a moment it may lose packets or its link"
+)
+BLIND = "packet sockets (tcpdump) do not see what XDP drops"
+COUNTED = "dropped packets are not counted by conntrack, raw or mangle rules any more"
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyRequest:
+    """The early profile of a deployment. `xdp`: at which interfaces XDP is used, and how.
+
+    `accept_sockets`: packet sockets of other processes may miss packets that INPUT drops.
+    """
+
+    xdp: Mapping[str, XdpMode] = field(default_factory=dict)
+    accept_sockets: bool = False
+
+    def notices(self) -> tuple[str, ...]:
+        """What operators will notice, said before anything is attached."""
+        found = [COUNTED]
+        if self.xdp:
+            found.append(BLIND)
+        native = [name for name, mode in self.xdp.items() if mode is not XdpMode.GENERIC]
+        if native:
+            found.append(f"{', '.join(native)}: {NATIVE}")
+        return tuple(found)
+
+
+class EarlyRefused(RolloutError):
+    """A condition of the early profile does not hold here; packets are dropped late, as before."""
+
+    problem = "early-refused"
+
+
+def require_conditions(interfaces: Sequence[str], asked: EarlyRequest) -> None:
+    """EarlyRefused if a condition of the early profile does not hold now at these interfaces."""
+    for obstacle in early_conditions(interfaces, asked.accept_sockets):
+        raise EarlyRefused(f"no early drops: {obstacle.what}", hint=obstacle.hint)
+
+
+class EarlyDrops:
+    """The early programs of one generation; `close` takes them away."""
+
+    def __init__(self, classifier: Classifier, asked: EarlyRequest, report: Report) -> None:
+        self._classifier = classifier
+        self._asked = asked
+        self._report = report
+        self._programs: dict[Depth, tuple[Classifier, Sequence[EarlyChain]]] = {}
+        self._interfaces: tuple[str, ...] = ()
+        self._expected = True
+        self._checked: Generation | None = None
+        self._stack = ExitStack()
+        self.links: set[int] = set()
+        self.trouble: str | None = None
+
+    @classmethod
+    def start(
+        cls,
+        rulesets: Mapping[Family, Ruleset],
+        classifier: Classifier,
+        links: Mapping[str, int],
+        asked: EarlyRequest,
+        report: Report,
+    ) -> EarlyDrops:
+        """Load and attach at these interfaces (name → index); nothing is dropped until `vouch`.
+
+        KernelError or CompileError, with nothing left behind, where that is impossible. An
+        interface that XDP cannot have is reported, and TC serves it.
+        """
+        made = cls(classifier, asked, report)
+        try:
+            made._interfaces = tuple(links)
+            pins.detach_early()
+            made._expected = expectations_possible(rulesets.values())
+            made._attach(rulesets, links)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _attach(self, rulesets: Mapping[Family, Ruleset], links: Mapping[str, int]) -> None:
+        for name, index in links.items():
+            if name in self._asked.xdp and self._attach_xdp(name, index, rulesets, links):
+                continue
+            program = self._program(Depth.TC, rulesets, links)
+            self._keep(attach_first(program.fd, index), name)
+
+    def _attach_xdp(
+        self,
+        name: str,
+        index: int,
+        rulesets: Mapping[Family, Ruleset],
+        links: Mapping[str, int],
+    ) -> bool:
+        if hides_vlan_tags(name):
+            self._report(
+                f"no XDP at {name}: it takes VLAN tags off frames before XDP"
+                f" (`ethtool -K {name} rxvlan off` ends that); TC is used"
+            )
+            return False
+        program = self._program(Depth.XDP, rulesets, links)
+        try:
+            link = attach_xdp(program.fd, index, self._asked.xdp[name])
+        except KernelError as error:
+            known = "a foreign program is left alone" if isinstance(error, ForeignXdp) else ""
+            self._report(f"no XDP at {name}: {error.message}; {known or error.hint}; TC is used")
+            return False
+        self._keep(link, name)
+        self._report(f"XDP at {name}, {link.mode}")
+        return True
+
+    def _keep(self, link: TcxLink | XdpLink, name: str) -> None:
+        self._stack.callback(link.close)
+        self.links.add(pins.link_id(link.fd))
+        if pins.pin_link(link.fd, name, pins.EARLY):
+            self._stack.callback(pins.unpin_link, name, pins.EARLY)
+
+    def _program(
+        self, depth: Depth, rulesets: Mapping[Family, Ruleset], links: Mapping[str, int]
+    ) -> Classifier:
+        if depth not in self._programs:
+            chains = early_chains(rulesets.values(), depth, expectations=self._expected)
+            raw = {(c.plan.flat.family, c.plan.chain): c.raw_entries for c in chains}
+            early = Early.DROPS | (Early.LOOKUP if lookups_possible() else Early(0))
+            options = replace(
+                self._classifier.options,
+                interfaces={index: name for name, index in links.items()},
+                marking=None,
+                shadow_share=0.0,
+                template=_TEMPLATES[depth],
+                early=early,
+                raw_entries=raw,
+                shared={name: self._classifier.map_fd(name) for name in ("runtime", "addresses")},
+            )
+            program = Classifier.load(early_image(chains), options)
+            self._stack.callback(program.close)
+            self._programs[depth] = program, chains
+        return self._programs[depth][0]
+
+    def vouch(self, generation: Generation | None) -> str | None:
+        """Let the programs drop if all conditions hold; else they pass all, and this says why.
+
+        `generation` is the one under which the rules were found to be those of the plan.
+        """
+        before, self.trouble = self.trouble, self._why_not(generation)
+        if self.trouble is not None:
+            self._classifier.set_early(EarlyNow(0))
+            if self.trouble != before:
+                self._report(f"no early drops: {self.trouble}")
+        elif before is not None:
+            self._report("early drops again")
+        return self.trouble
+
+    def _why_not(self, generation: Generation | None) -> str | None:
+        tracks = False
+        for program, _ in self._programs.values():
+            observed = program.observe_generation()
+            if observed != generation:
+                return "the kernel's rules are being changed"
+            tracks |= observed.tracks
+        if not self._expected and expectations_possible(()):
+            return "conntrack expectations exist, which were not thought of"
+        edited = generation is None or generation != self._checked or not generation.shows_nft
+        accept = self._asked.accept_sockets
+        for obstacle in early_conditions(self._interfaces, accept, rules=edited):
+            return obstacle.what
+        self._checked = generation
+        tracking = EarlyNow.TRACKED if tracks else EarlyNow(0)
+        self._classifier.set_early(EarlyNow.HOLDS | tracking)
+        return None
+
+    def counted(self) -> Mapping[tuple[Family, RuleRef], Bounds]:
+        """Packets dropped early, by the rule that drops them; see `Bounds`."""
+        sums: dict[tuple[Family, RuleRef], Bounds] = {}
+        for program, _ in self._programs.values():
+            counters = program.counters()
+            for number, slot in enumerate(program.contents.slots):
+                if slot is None:
+                    continue
+                flat = slot.plan.flat
+                packets = counters[number]["packets"]
+                for entry, (certain, some) in zip(flat.entries, packets, strict=True):
+                    if certain or some:
+                        key = (flat.family, entry.rule)
+                        old = sums.get(key, Bounds(0, 0))
+                        found = Bounds(int(certain), int(certain + some))
+                        sums[key] = Bounds(
+                            old.certain + found.certain, old.possible + found.possible
+                        )
+        return sums
+
+    def dropped(self) -> int:
+        """Packets dropped early."""
+        programs = (program for program, _ in self._programs.values())
+        return sum(sum(program.outcomes().values()) for program in programs)
+
+    def looked_at(self) -> int:
+        """Packets that came to the programs."""
+        programs = [program for program, _ in self._programs.values()]
+        return self.dropped() + sum(sum(program.punts().values()) for program in programs)
+
+    def close(self) -> None:
+        """Detach everywhere and let go of the programs."""
+        self._stack.close()
+
+
+def early_chains(
+    rulesets: Iterable[Ruleset], depth: Depth, *, expectations: bool
+) -> tuple[EarlyChain, ...]:
+    """The ways of all families: to this host, and raw PREROUTING alone for all else."""
+    chains = []
+    for ruleset in rulesets:
+        states = unconfirmed_states(ruleset, expectations=expectations)
+        chains.append(compile_early(ruleset, "INPUT", depth, states=states))
+        other = compile_early(ruleset, "FORWARD", depth, states=states, whole=False)
+        if other.drops:
+            chains.append(other)
+    return tuple(chains)
