@@ -196,7 +196,7 @@ def test_any_edit_of_the_rules_punts_from_the_next_packet_on(
     An edit of nf_tables concerns both families, one of a legacy table its own.
     """
     if not built_in:
-        monkeypatch.setattr("bpfilter.kernel.program.struct_id", lambda name: 0)
+        monkeypatch.setattr("bpfilter.kernel.options.struct_id", lambda name: 0)
     packets = (udp(1), udp(2, family=Family.IPV6))
     decided = {"iptables-legacy": [1, 2], "ip6tables-legacy": [2, 1]}.get(tool, [1, 1])
     with network("g") as net, net.inside(net.firewall):
