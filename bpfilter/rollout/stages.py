@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import TracebackType
 
 from bpfilter.compiler.mark import MarkField
@@ -25,15 +24,16 @@ from bpfilter.rollout import host, ours, record
 from bpfilter.rollout.checks import drifted, moved_links, obstacles
 from bpfilter.rollout.comparison import Comparison
 from bpfilter.rollout.drift import Fingerprint
-from bpfilter.rollout.early import EarlyDrops, EarlyRequest
-from bpfilter.rollout.guards import Guards, inspect
+from bpfilter.rollout.early import EarlyDrops
+from bpfilter.rollout.guards import inspect
 from bpfilter.rollout.install import install
 from bpfilter.rollout.journal import Journal, Stage
-from bpfilter.rollout.lease import LEASE_SECONDS, Lease
+from bpfilter.rollout.lease import Lease
 from bpfilter.rollout.mark import choose, ruleset_uses
-from bpfilter.rollout.prepare import LIVE_CHAINS, Prepared, prepare
+from bpfilter.rollout.prepare import Prepared, prepare
 from bpfilter.rollout.program import Program
 from bpfilter.rollout.record import Record
+from bpfilter.rollout.request import Request as Request
 from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.shadow import Bounds, ShadowReport, compare
 from bpfilter.rollout.tables import Tables
@@ -42,31 +42,11 @@ from bpfilter.rollout.trouble import Cause, Trouble
 from bpfilter.rollout.waivers import Waiver
 from bpfilter.rollout.watching import by_counters
 from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.model import Backend, Ruleset
+from bpfilter.ruleset.model import Ruleset
 
 _HOST_TICKS = 5
 _GRACE_SECONDS = 0.05
 """Marked packets that are between TC and filter when marking stops get through in this time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What an operator asks for. `force`: also enforce what is proven incompletely.
-
-    `shadow_share`: of the packets that are compared one by one in shadow. `verify_share`: of the
-    decided packets that are left to iptables and compared while enforcing.
-    `early`: drop before netfilter what that profile allows.
-    """
-
-    interfaces: tuple[str, ...]
-    backend: Backend | None = None
-    lease_seconds: float = LEASE_SECONDS
-    chains: tuple[tuple[str, str], ...] = LIVE_CHAINS
-    force: bool = False
-    shadow_share: float = 1.0
-    verify_share: float = 0.0
-    guards: Guards = field(default_factory=Guards)
-    early: EarlyRequest | None = None
 
 
 Report = Callable[[str], None]
