@@ -16,7 +16,7 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from bpfilter.errors import BpfilterError
-from bpfilter.kernel.generation import legacy_hooks
+from bpfilter.kernel.generation import netfilter_hooks
 from bpfilter.kernel.libbpf import library
 from bpfilter.kernel.probe import probe
 from bpfilter.rollout import host, pins
@@ -142,7 +142,7 @@ def _pins() -> Iterator[Finding]:
 
 
 def _generation(backend: Backend) -> Iterator[Finding]:
-    if backend is Backend.LEGACY and not legacy_hooks():
+    if backend is Backend.LEGACY and not netfilter_hooks():
         yield _note(
             "generation",
             "the kernel hides where its legacy tables are: an edit is seen at the daemon's next"
