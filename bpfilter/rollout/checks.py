@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from bpfilter.compiler.mark import MarkField
 from bpfilter.rollout import host
@@ -16,6 +16,14 @@ def moved_links(links: Mapping[str, int]) -> Trouble | None:
     for name, index in links.items():
         if host.link_index(name) != index:
             return Trouble(f"interface {name} is gone or was renamed", Cause.HOST)
+    return None
+
+
+def unfit_links(links: Iterable[str]) -> Trouble | None:
+    """Whether IP itself still receives at every interface: no master, nothing stacked on it."""
+    for name in links:
+        for obstacle in host.link_obstacles(name):
+            return Trouble(obstacle.what, Cause.HOST)
     return None
 
 

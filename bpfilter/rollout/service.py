@@ -12,6 +12,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from bpfilter.errors import BpfilterError, RolloutError
+from bpfilter.rollout.changes import Changes
 from bpfilter.rollout.comparison import Comparison, Mechanism
 from bpfilter.rollout.gates import Gate, judge
 from bpfilter.rollout.goal import Goal, Policy
@@ -32,6 +33,9 @@ from bpfilter.ruleset.model import Backend
 
 POLL_SECONDS = 0.1
 """How often requests and the kernel's own generation of the rules are looked at."""
+
+NOTICE_SECONDS = 0.25
+"""Between two looks at the host that notices of the kernel cause."""
 
 CONFIRMED, PENDING = "confirmed", "pending"
 _ENDS = (Cause.MISMATCH, Cause.LOST, Cause.PROBE)
@@ -100,7 +104,8 @@ class Service:
         self._suspended: Trouble | None = None
         self._deadline: int | None = None
         self._started = self._held = self._is_confirmed = False
-        self._next_tick = self._not_before = 0.0
+        self._next_tick = self._not_before = self._noticed = 0.0
+        self._changes = Changes()
         self._waivers = goal.waivers
 
     def begin(self) -> None:
@@ -133,6 +138,7 @@ class Service:
 
     def close(self) -> None:
         """End what runs beside the loop."""
+        self._changes.close()
         if self._probe is not None:
             self._probe.close()
 
@@ -151,7 +157,7 @@ class Service:
                 self._climb()
             elif self._suspended is not None:
                 self._follow()
-            elif now >= self._next_tick or self.rollout.edited():
+            elif self._changed(now) or now >= self._next_tick or self.rollout.edited():
                 self._next_tick = now + RENEW_SECONDS
                 self._tick()
         except (Unconfirmed, GuardTripped):
@@ -162,6 +168,14 @@ class Service:
                 raise
             self._pause(None, f"still off: {error.message}")
         return None
+
+    def _changed(self, now: float) -> bool:
+        """Whether the host changed; at most four times a second, for a look costs something."""
+        if now < self._noticed + NOTICE_SECONDS or not self._changes.noticed():
+            return False
+        self._noticed = now
+        self.rollout.look_again()
+        return True
 
     def _overdue(self) -> bool:
         return self._deadline is not None and time.monotonic_ns() >= self._deadline

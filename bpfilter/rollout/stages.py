@@ -21,7 +21,7 @@ from bpfilter.kernel.attach import Attachment
 from bpfilter.kernel.config import Reason
 from bpfilter.kernel.generation import Generation
 from bpfilter.rollout import host, ours, record
-from bpfilter.rollout.checks import drifted, moved_links, obstacles
+from bpfilter.rollout.checks import drifted, moved_links, obstacles, unfit_links
 from bpfilter.rollout.comparison import Comparison
 from bpfilter.rollout.drift import Fingerprint
 from bpfilter.rollout.early import EarlyDrops
@@ -179,6 +179,10 @@ class Rollout:
             self._revoke()
             self._report(f"lease revoked: {reason}")
         return reason
+
+    def look_again(self) -> None:
+        """Something on the host changed: the next tick looks at everything that marks rest on."""
+        self._ticks = _HOST_TICKS - 1
 
     def edited(self) -> bool:
         """Whether the kernel's rules are of another generation than the program's; quick."""
@@ -429,7 +433,7 @@ class Rollout:
         edited = self._program is not None and generation != self._program.generation
         if self.mark is None or not (edited or self._ticks % _HOST_TICKS == 0):
             return None
-        return obstacles(self.mark)
+        return unfit_links(self._links) or obstacles(self.mark)
 
     def _follow(self, generation: Generation) -> Trouble | None:
         """Accept a generation under which the rules were just found unchanged."""
