@@ -9,7 +9,7 @@ from pathlib import Path
 from bpfilter.rollout.gates import Gates
 from bpfilter.rollout.goal import Goal
 from bpfilter.rollout.journal import Answer, Journal, Stage
-from bpfilter.rollout.service import Ending, serve
+from bpfilter.rollout.service import Ending, Wait, serve
 from bpfilter.rollout.stages import Request
 from tests.rollout.network import Net, entered
 
@@ -27,13 +27,17 @@ def served(
     """How serving ended, and what was reported."""
     said: list[str] = []
     with Journal(state) as journal, entered(net.fw):
-        steps = script(journal)
+        return serve(request, goal, journal, said.append, led(script(journal))), said
 
-        def wait(seconds: float) -> bool:
-            time.sleep(seconds / 4)
-            return next(steps, steps) is steps
 
-        return serve(request, goal, journal, said.append, wait), said
+def led(steps: Iterator[None]) -> Wait:
+    """The daemon's `wait`, which goes on with the script; at its end the daemon is to stop."""
+
+    def wait(seconds: float) -> bool:
+        time.sleep(seconds / 4)
+        return next(steps, steps) is steps
+
+    return wait
 
 
 def until(holds: Callable[[], bool]) -> Iterator[None]:
