@@ -115,7 +115,7 @@ class Service:
         pending = journal.document(PENDING)
         if pending is not None and pending["boot"] != boot_id():
             pending = None
-        if self.rollout.adopt():
+        if self._adopted():
             found = self.rollout
             self._started = True
             lease = found.lease
@@ -135,6 +135,13 @@ class Service:
             raise _unconfirmed()
         journal.put(PENDING, None)
         journal.put(CONFIRMED, None)
+
+    def _adopted(self) -> bool:
+        try:
+            return self.rollout.adopt()
+        except BpfilterError as error:
+            self._event("failed", f"not taken over: {error.message}")
+            return False
 
     def close(self) -> None:
         """End what runs beside the loop."""

@@ -152,8 +152,8 @@ class Rollout:
             self.prepared, self._links = narrowed, self._interfaces(found.scope)
             self._expected = prepared.fingerprints
             self._made = {t: ours.contents(t.save()) for t in narrowed.tables.values()}
-            program = self._load(narrowed, self._links, found.mark, found.scope)
             self.mark, self.scope = found.mark, found.scope
+            program = self._load(narrowed, self._links, found.mark, found.scope)
             self._switch(program, held)
             self._begin(found.stage, found.deadline)
         return True
@@ -271,8 +271,6 @@ class Rollout:
                 f"from {self.stage} nothing goes to {stage}", hint="start with the shadow stage"
             )
         with self._all_or_nothing():
-            if found := host.host_obstacles():
-                raise RolloutError(f"cannot enforce: {found[0].what}", hint=found[0].hint)
             if self.stage.decides:
                 # A canary may have been of fewer chains than there are.
                 prepared = self._prepare()
@@ -382,6 +380,8 @@ class Rollout:
         return found
 
     def _choose_mark(self, prepared: Prepared) -> MarkField:
+        if found := host.host_obstacles():
+            raise RolloutError(f"cannot enforce: {found[0].what}", hint=found[0].hint)
         return choose((*ruleset_uses(prepared.rulesets.values()), *host.mark_uses()))
 
     def _revoke(self) -> None:
