@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import numpy as np
+import numpy.typing as npt
 
 from bpfilter.compiler.ir import Entry, OpKind
-from bpfilter.compiler.plan import ChainPlan
+from bpfilter.compiler.plan import ChainPlan, Slot
 from bpfilter.errors import KernelError
 from bpfilter.kernel.config import Reason
 from bpfilter.kernel.program import Classifier
@@ -30,6 +31,8 @@ from bpfilter.rollout.comparison import (
 )
 from bpfilter.rollout.shadow import ShadowReport
 from bpfilter.ruleset.fields import Family, State
+
+Numbers = npt.NDArray[np.uint64]
 
 SETTLE_SECONDS = 2.0
 """A packet of which nothing was seen for so long is not on its way any more."""
@@ -57,6 +60,8 @@ class Watch:
         self._shadow = shadow
         self._names = names
         self._since = time.time()
+        self._keys = [_keys(slot) for slot in classifier.contents.slots]
+        self._idle = {key: Pairs({}) for keys in self._keys for key in keys if key is not None}
         self._first: dict[RuleKey, float] = {}
         self._samples: list[Sample] = []
         self._dropped = 0
@@ -88,9 +93,8 @@ class Watch:
             else:
                 self._dropped += 1
         now = time.time()
-        for key, counts in self._counts().items():
-            if counts.any():
-                self._first.setdefault(key, now)
+        for key in self._counts():
+            self._first.setdefault(key, now)
 
     def comparison(self) -> Comparison:
         """All since `start`."""
@@ -100,15 +104,16 @@ class Watch:
         punted = self._classifier.punts()
         options = self._classifier.options
         rules = {key: self._pairs(key, counts) for key, counts in self._counts().items()}
+        opened = sum(pairs.open for pairs in rules.values())
         incomparable = {cause: tally[name] for cause, name in _INCOMPARABLE.items()}
-        incomparable[Incomparable.OPEN] = sum(pairs.open for pairs in rules.values())
+        incomparable[Incomparable.OPEN] = opened
         return Comparison(
             mechanism=Mechanism.PACKETS,
             since=self._since,
             share=options.shadow_share or options.verify_share,
             predicted=sum(outcomes.values()) + sum(punted.values()),
             punted=punted,
-            rules=rules,
+            rules=self._idle | rules,
             unseen={cause: tally[name] for cause, name in _UNSEEN.items()},
             incomparable=incomparable,
             samples=tuple(self._samples),
@@ -116,23 +121,18 @@ class Watch:
             remembered=tally[Tally.STORED],
         )
 
-    def _counts(self) -> dict[RuleKey, np.ndarray[tuple[int, ...], np.dtype[np.uint64]]]:
-        """Per rule at which walks can end, [predicted, actual]; rules without traffic too."""
-        counts: dict[RuleKey, np.ndarray[tuple[int, ...], np.dtype[np.uint64]]] = {}
-        for number, slot in enumerate(self._classifier.contents.slots):
-            if slot is None:
-                continue
-            flat = slot.plan.flat
+    def _counts(self) -> dict[RuleKey, Numbers]:
+        """Per rule that decided packets, [predicted, actual]."""
+        counts: dict[RuleKey, Numbers] = {}
+        for number, keys in enumerate(self._keys):
             cells = self._shadow.pairs(number)
-            for entry, cell in zip(flat.entries, cells, strict=True):
-                if entry.kind is not OpKind.SKIP:
-                    key = RuleKey(flat.family, entry.rule)
-                    counts[key] = counts[key] + cell if key in counts else cell
+            for entry in np.flatnonzero(cells.any(axis=(1, 2))):
+                key = keys[entry]
+                if key is not None:
+                    counts[key] = counts.get(key, 0) + cells[entry]
         return counts
 
-    def _pairs(
-        self, key: RuleKey, counts: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
-    ) -> Pairs:
+    def _pairs(self, key: RuleKey, counts: Numbers) -> Pairs:
         found = {
             (_VERDICTS[said], _VERDICTS[was]): int(counts[said, was])
             for said, was in np.argwhere(counts)
@@ -162,6 +162,17 @@ class Watch:
     def close(self) -> None:
         """Stop comparing; what was counted is gone."""
         self._stack.close()
+
+
+def _keys(slot: Slot | None) -> list[RuleKey | None]:
+    """The rule that decides at each entry; None where no walk ends."""
+    if slot is None:
+        return []
+    flat = slot.plan.flat
+    return [
+        None if entry.kind is OpKind.SKIP else RuleKey(flat.family, entry.rule)
+        for entry in flat.entries
+    ]
 
 
 def start_if_possible(classifier: Classifier, names: Mapping[int, str]) -> Watch | str:
