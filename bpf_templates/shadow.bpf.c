@@ -35,6 +35,7 @@ enum verdict {
 
 struct shadow {
 	__u8 state_class[SLOTS][8]; /* of the state with this number */
+	__u32 revokes;		    /* a mismatch ends the lease at once */
 };
 
 struct pairs {
@@ -91,6 +92,15 @@ static __always_inline void keep_sample(const struct prediction *p, __u32 entry,
 	bpf_ringbuf_submit(s, 0);
 }
 
+/* The next packet takes the original rules, whoever may still be asleep. */
+static __always_inline void revoke_lease(void)
+{
+	struct runtime *run = (struct runtime *)element(&runtime, 0);
+
+	if (run)
+		run->valid_until = 0;
+}
+
 /* Count what the walk of the packet's own connection state foretold against what happened. */
 static __always_inline void settle(const struct prediction *p, const __u32 actual)
 {
@@ -111,8 +121,11 @@ static __always_inline void settle(const struct prediction *p, const __u32 actua
 	if (!cell)
 		return;
 	__sync_fetch_and_add(&cell->counts[predicted][actual], 1);
-	if (predicted != OPEN && predicted != actual)
-		keep_sample(p, entry, predicted, actual);
+	if (predicted == OPEN || predicted == actual)
+		return;
+	keep_sample(p, entry, predicted, actual);
+	if (shadow.revokes)
+		revoke_lease();
 }
 
 /* From the network header on; returns how many bytes were read. */

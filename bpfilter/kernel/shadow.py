@@ -115,7 +115,10 @@ SAMPLE = np.dtype(
 
 
 class _States(ctypes.Structure):
-    _fields_ = (("state_class", (ctypes.c_uint8 * 8) * SLOTS),)
+    _fields_ = (
+        ("state_class", (ctypes.c_uint8 * 8) * SLOTS),
+        ("revokes", ctypes.c_uint32),
+    )
 
 
 class Shadow:
@@ -138,14 +141,17 @@ class Shadow:
         self._stack.callback(self._ring.close)
 
     @classmethod
-    def attach(cls, classifier: Classifier) -> Shadow:
+    def attach(cls, classifier: Classifier, *, revokes: bool = False) -> Shadow:
         """Settle what this classifier foretells, in this thread's network namespace.
+
+        `revokes`: the kernel itself ends the classifier's lease with the first mismatch, so that
+        the next packet takes the original rules. It stays ended until somebody renews it.
 
         To be called before the classifier is attached anywhere, and closed after. KernelError if
         this kernel lacks the means or two generations are attached already; leaves nothing then.
         """
         loaded = BpfObject.loaded(
-            TEMPLATES / "shadow.bpf.o", lambda opened: _prepare(opened, classifier)
+            TEMPLATES / "shadow.bpf.o", lambda opened: _prepare(opened, classifier, revokes)
         )
         try:
             fill(loaded.map_fd("possible"), _possible(classifier.contents))
@@ -196,6 +202,11 @@ class Shadow:
     def mismatches(self) -> int:
         """Packets whose verdict the prediction excluded; read without a system call."""
         return int(self._tally.cells["n"][Tally.MISMATCHES])
+
+    @property
+    def lost(self) -> int:
+        """Predictions that found no room; read without a system call."""
+        return int(self._tally.cells["n"][Tally.LOST])
 
     def missed(self) -> int:
         """Drops anywhere on the host that the tracepoint did not report to us.
@@ -274,7 +285,7 @@ def _link(fd: int, family: Family, hook: Hook, priority: int) -> int:
     return syscall.link_create(fd, 0, syscall.BPF_NETFILTER, words)
 
 
-def _prepare(loaded: BpfObject, classifier: Classifier) -> None:
+def _prepare(loaded: BpfObject, classifier: Classifier, revokes: bool) -> None:
     contents = classifier.contents
     if not (classifier.options.shadow_share or classifier.options.verify_share):
         raise KernelError(
@@ -285,7 +296,7 @@ def _prepare(loaded: BpfObject, classifier: Classifier) -> None:
         loaded.reuse_map(name, classifier.map_fd(name))
     loaded.set_map("possible", max_entries=len(contents.nodes))
     loaded.set_map("pairs", max_entries=max(contents.counters // 2, 1))
-    states = _States()
+    states = _States(revokes=revokes)
     for number, slot in enumerate(contents.slots):
         if slot is not None:
             for index, mask in enumerate(slot.plan.tables.state_classes):

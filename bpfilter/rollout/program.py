@@ -71,13 +71,14 @@ class Program:
         *,
         share: float = 0.0,
         early: EarlyRequest | None = None,
+        revokes: bool = False,
     ) -> Program:
         """Load for these interfaces (name → index); without a mark field it only counts.
 
         It decides only in the scope (default: everything), and only while the kernel's rules are
         of the generation of this moment. `share` of the packets is compared with iptables'
         verdicts: see `watch`, or `unwatched`, which says why that is impossible here. `early`: as
-        `drop_early` shall do it.
+        `drop_early` shall do it. `revokes`: the first mismatch ends the lease in the kernel.
         """
         scope = scope or Scope()
         addresses = read_local_table()
@@ -97,19 +98,19 @@ class Program:
         classifier = Classifier.load(image, options)
         program = cls(classifier, links, addresses, early)
         try:
-            program._compare(share)
+            program._compare(share, revokes)
             program.accept(program.observe())
         except BaseException:
             program.close()
             raise
         return program
 
-    def _compare(self, share: float) -> None:
+    def _compare(self, share: float, revokes: bool) -> None:
         """Before the program is attached and before the generation is observed: see `Watch`."""
         if not share:
             return
         names = {index: name for name, index in self._links.items()}
-        started = start_if_possible(self._classifier, names)
+        started = start_if_possible(self._classifier, names, revokes=revokes)
         if isinstance(started, str):
             self.unwatched = started
         else:

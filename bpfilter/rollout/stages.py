@@ -314,7 +314,15 @@ class Rollout:
         share = self.request.shadow_share if mark is None else self.request.verify_share
         early = None if mark is None or scope.chains else self.request.early
         with self._journal.step("load"):
-            program = Program.load(prepared.image, links, mark, scope, share=share, early=early)
+            program = Program.load(
+                prepared.image,
+                links,
+                mark,
+                scope,
+                share=share,
+                early=early,
+                revokes=mark is not None and not self.waivers,  # else `inspect` decides
+            )
         if program.unwatched is not None:
             self._report(f"{program.unwatched}; counters are compared instead")
         return program
@@ -418,7 +426,7 @@ class Rollout:
             return Trouble("our program is no longer attached", Cause.HOST)
         if program.watch is not None:
             program.watch.poll()
-            if self.mark is not None and program.watch.mismatches:
+            if self.mark is not None and (program.watch.mismatches or program.watch.lost):
                 seen = program.watch.comparison()
                 if found := inspect(self.request.guards, seen, self.waivers, time.time()):
                     return found

@@ -69,19 +69,28 @@ class Watch:
         self._stack.callback(shadow.close)
 
     @classmethod
-    def start(cls, classifier: Classifier, names: Mapping[int, str]) -> Watch:
+    def start(
+        cls, classifier: Classifier, names: Mapping[int, str], *, revokes: bool = False
+    ) -> Watch:
         """Compare what this classifier says; `names` are of interfaces, for samples.
+
+        `revokes`: the first mismatch ends the lease in the kernel, see `Shadow.attach`.
 
         To be called in the network namespace of the rules, before the classifier is attached. It
         adds netfilter hooks, which the generation of the rules may show: observe it afterwards.
         Raises KernelError where the kernel lacks the means; then counters are what is left.
         """
-        return cls(classifier, Shadow.attach(classifier), names)
+        return cls(classifier, Shadow.attach(classifier, revokes=revokes), names)
 
     @property
     def mismatches(self) -> int:
         """Packets so far whose verdict the prediction excluded; cheap enough for every check."""
         return self._shadow.mismatches
+
+    @property
+    def lost(self) -> int:
+        """Predictions that found no room to be remembered; as cheap."""
+        return self._shadow.lost
 
     def poll(self) -> None:
         """Take note of what came since the last call; at least every few seconds."""
@@ -175,10 +184,12 @@ def _keys(slot: Slot | None) -> list[RuleKey | None]:
     ]
 
 
-def start_if_possible(classifier: Classifier, names: Mapping[int, str]) -> Watch | str:
+def start_if_possible(
+    classifier: Classifier, names: Mapping[int, str], *, revokes: bool = False
+) -> Watch | str:
     """A watch, or why there can be none here: a sentence."""
     try:
-        return Watch.start(classifier, names)
+        return Watch.start(classifier, names, revokes=revokes)
     except KernelError as error:
         return f"packets cannot be compared one by one: {error.message}"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +21,9 @@ from bpfilter.kernel.config import Reason
 from bpfilter.kernel.program import Classifier
 from bpfilter.kernel.shadow import PREDICTION, Tally
 from bpfilter.kernel.syscall import map_keys, map_lookup
-from bpfilter.rollout.comparison import Incomparable, Unseen, Verdict
+from bpfilter.rollout.comparison import Incomparable, Mechanism, RuleKey, Unseen, Verdict
+from bpfilter.rollout.journal import Journal
+from bpfilter.rollout.stages import Request, Rollout
 from bpfilter.ruleset.fields import Family, State
 from bpfilter.ruleset.model import Backend, RuleRef
 from tests.rollout.network import FW4, PEER4, Net, call, entered
@@ -209,10 +213,11 @@ def test_an_address_that_is_used_again_is_another_packet(net: Net, thief: Path) 
     with watched(net) as found:
         ports = net.udp(net.fw, port=4004), net.udp(net.fw)
         with stealing(net, thief), ports[0] as here, ports[1] as near:
-            for _ in range(300):
-                net.send(4004)
-                near.sendto(b"x", ("127.0.0.1", 4004))
-                here.recvfrom(10)
+            for _ in range(10):
+                net.send(4004, 30)
+                for _ in range(30):
+                    near.sendto(b"x", ("127.0.0.1", 4004))
+                    here.recvfrom(10)
         reused = found.watch._shadow.tally()[Tally.VANISHED]
         found.watch._shadow.sweep(time.monotonic_ns() + 10**9, 0.0)
         comparison = found.comparison()
@@ -357,3 +362,96 @@ def test_more_mismatches_than_the_ring_holds_are_counted_all_the_same(net: Net) 
     assert comparison.mismatches == 300
     assert len(comparison.samples) + comparison.lost_samples == 300
     assert comparison.lost_samples > 0
+
+
+def test_a_mismatch_ends_the_lease_in_the_kernel(net: Net) -> None:
+    load(net)
+    with watched(net, verify_share=0.5, revokes=True) as found:
+        corrupt(found.classifier, RuleRef("filter", "INPUT", 4), OpKind.DROP)
+        for _ in range(4):
+            net.send(4001, 20)
+        punted = found.classifier.punts()
+        comparison = found.comparison()
+    assert comparison.mismatches == 1, "the first that was sampled"
+    assert punted[Reason.LEASE] >= 80 - 30
+
+
+def test_forwarded_packets_are_compared_after_their_ttl_was_lowered(net: Net) -> None:
+    net.iptables(Backend.NFT).restore(
+        "*filter\n:FORWARD DROP [0:0]\n"
+        "-A FORWARD -p udp --dport 4001 -m ttl --ttl-eq 63 -j ACCEPT\nCOMMIT\n"
+    )
+    with entered(net.fw):
+        Path("/proc/sys/net/ipv4/conf/v1/forwarding").write_text("1")
+        call("ip", "route", "add", "10.98.0.0/16", "via", PEER4, "dev", "v1")
+    call("ip", "-n", net.peer, "route", "add", "10.98.0.0/16", "via", FW4)
+    with watched(net, forward=True) as found:
+        with net.udp(net.peer) as sender, net.arriving(4001, 5), net.arriving(4002, 5):
+            for _ in range(5):
+                sender.sendto(b"x", ("10.98.0.1", 4001))
+                sender.sendto(b"x", ("10.98.0.1", 4002))
+        comparison = found.comparison()
+    sound(comparison)
+    key = RuleKey(Family.IPV4, RuleRef("filter", "FORWARD", 1))
+    assert comparison.rules[key].matches == 5
+    assert comparison.matches >= 10
+
+
+def test_a_killed_process_leaves_no_links(net: Net) -> None:
+    load(net)
+    child = os.fork()
+    if not child:
+        with watched(net), watched(net):
+            signal.pause()
+        os._exit(0)
+    try:
+        time.sleep(0.1)
+        wait_until(lambda: refused(net))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    wait_until(lambda: not refused(net))
+    with net.udp(net.fw, port=4001) as server:
+        net.send(4001)
+        assert server.recvfrom(10)[0] == b"x"
+
+
+def refused(net: Net) -> bool:
+    """Whether two generations are attached already."""
+    try:
+        with watched(net):
+            return False
+    except KernelError:
+        return True
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@BACKENDS
+def test_counters_take_over_where_packets_cannot_be_compared(
+    net: Net, backend: Backend, tmp_path: Path
+) -> None:
+    load(net, backend)
+    said: list[str] = []
+    with (
+        watched(net),
+        watched(net),
+        entered(net.fw),
+        Journal(tmp_path / "state") as journal,
+        Rollout(Request(("v1",)), journal, said.append) as rollout,
+    ):
+        rollout.shadow()
+        net.send(4001, 5)
+        net.send(4003, 5)
+        comparison = rollout.comparison()
+    assert comparison is not None
+    assert comparison.mechanism is Mechanism.COUNTERS
+    assert any("counters are compared instead" in line for line in said)
+    assert comparison.mismatches == 0
+    assert said_and_was(comparison, 4) == {ACCEPTED: 5}
+    assert said_and_was(comparison, 6) == {DROPPED: 5}

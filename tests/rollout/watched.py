@@ -42,14 +42,24 @@ class Watched:
 
 @contextmanager
 def watched(
-    net: Net, *, shadow_share: float = 1.0, verify_share: float = 0.0, room: int = 8192
+    net: Net,
+    *,
+    shadow_share: float = 1.0,
+    verify_share: float = 0.0,
+    room: int = 8192,
+    revokes: bool = False,
+    forward: bool = False,
 ) -> Iterator[Watched]:
-    """Translate the firewall's rules and watch; marks are written only to verify."""
+    """Translate the firewall's rules and watch; marks are written only to verify.
+
+    `forward`: the program is told that every packet goes to FORWARD.
+    """
     with entered(net.fw), ExitStack() as stack:
         index = host.link_index("v1")
         assert index is not None
         options = Options(
-            mode=Mode.LIVE_INPUT,
+            mode=Mode.FORCED if forward else Mode.LIVE_INPUT,
+            chain="FORWARD" if forward else "INPUT",
             interfaces={index: "v1"},
             addresses=read_local_table(),
             marking=DEFAULT_MARK if verify_share else None,
@@ -59,8 +69,9 @@ def watched(
             verify_share=verify_share,
             room=room,
         )
-        classifier = stack.enter_context(Classifier.load(prepare().image, options))
-        watch = Watch.start(classifier, {index: "v1"})
+        chains = [("filter", "FORWARD" if forward else "INPUT")]
+        classifier = stack.enter_context(Classifier.load(prepare(chains=chains).image, options))
+        watch = Watch.start(classifier, {index: "v1"}, revokes=revokes)
         stack.callback(watch.close)
         found = Watched(net, classifier, watch)
         found.accept_rules()
