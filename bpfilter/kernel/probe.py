@@ -18,7 +18,7 @@ NEEDED = {
 
 USEFUL = {
     "BPF_TCX_INGRESS": "tcx links (Linux 6.6): clsact filters are used instead",
-    "BPF_NETFILTER": "netfilter links (Linux 6.4): the lab cannot observe verdicts",
+    "BPF_NETFILTER": "netfilter links (Linux 6.4): no lab, and shadow compares counters",
 }
 """Names whose absence costs something, and what."""
 

@@ -7,19 +7,46 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import pytest
+
 from bpfilter.compiler.mark import DEFAULT_MARK
 from bpfilter.kernel.addresses import read_local_table
 from bpfilter.kernel.config import Mode
 from bpfilter.kernel.program import Classifier, Options
 from bpfilter.rollout import host
-from bpfilter.rollout.comparison import Comparison, Mechanism, Pairs, RuleKey, Verdict
+from bpfilter.rollout.comparison import Comparison, Mechanism, Pairs, RuleKey
 from bpfilter.rollout.prepare import prepare
 from bpfilter.rollout.watching import Watch
 from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.model import RuleRef
+from bpfilter.ruleset.model import Backend, RuleRef
 from tests.rollout.network import Net, entered
 
+BACKENDS = pytest.mark.parametrize("backend", list(Backend), ids=str)
+ACCEPTED, DROPPED, EITHER = ("ACCEPT", "ACCEPT"), ("DROP", "DROP"), ("OPEN", "ACCEPT")
 _LEASE = 60 * 10**9 - 10**8
+
+
+RULES = """*filter
+:INPUT DROP [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A INPUT {icmp}
+-A INPUT -i lo -j ACCEPT
+-A INPUT -p udp -m udp --dport 4001 -j ACCEPT
+-A INPUT -p udp -m udp --dport 4002 -m recent --set --name guests -j ACCEPT
+-A INPUT -p udp -m udp --dport 4003 -j REJECT
+-A INPUT -p udp -m udp --dport 4005 -j NFQUEUE --queue-num 7
+COMMIT
+"""
+
+
+def load(net: Net, backend: Backend = Backend.NFT, tables: str = "") -> None:
+    for family, icmp in (
+        (Family.IPV4, "-p icmp -j ACCEPT"),
+        (Family.IPV6, "-p ipv6-icmp -j ACCEPT"),
+    ):
+        net.iptables(backend, family).restore(RULES.format(icmp=icmp) + tables)
 
 
 @dataclass(frozen=True)
@@ -98,6 +125,3 @@ def sound(comparison: Comparison) -> None:
     assert comparison.samples == ()
     judged = comparison.matches + sum(comparison.incomparable.values())
     assert judged + sum(comparison.unseen.values()) == comparison.remembered
-
-
-__all__ = ["Verdict", "Watched", "pairs", "said_and_was", "sound", "watched"]
