@@ -71,14 +71,15 @@ class Program:
         *,
         share: float = 0.0,
         early: EarlyRequest | None = None,
-        revokes: bool = False,
+        sure: bool = False,
     ) -> Program:
         """Load for these interfaces (name → index); without a mark field it only counts.
 
         It decides only in the scope (default: everything), and only while the kernel's rules are
         of the generation of this moment. `share` of the packets is compared with iptables'
         verdicts: see `watch`, or `unwatched`, which says why that is impossible here. `early`: as
-        `drop_early` shall do it. `revokes`: the first mismatch ends the lease in the kernel.
+        `drop_early` shall do it. `sure`: whatever mismatch there is while deciding is an error,
+        so the kernel itself ends the lease with the first.
         """
         scope = scope or Scope()
         addresses = read_local_table()
@@ -98,14 +99,14 @@ class Program:
         classifier = Classifier.load(image, options)
         program = cls(classifier, links, addresses, early)
         try:
-            program._compare(share, revokes)
+            program._compare(share, revokes=sure and mark is not None)
             program.accept(program.observe())
         except BaseException:
             program.close()
             raise
         return program
 
-    def _compare(self, share: float, revokes: bool) -> None:
+    def _compare(self, share: float, *, revokes: bool) -> None:
         """Before the program is attached and before the generation is observed: see `Watch`."""
         if not share:
             return

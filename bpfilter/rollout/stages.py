@@ -315,13 +315,7 @@ class Rollout:
         early = None if mark is None or scope.chains else self.request.early
         with self._journal.step("load"):
             program = Program.load(
-                prepared.image,
-                links,
-                mark,
-                scope,
-                share=share,
-                early=early,
-                revokes=mark is not None and not self.waivers,  # else `inspect` decides
+                prepared.image, links, mark, scope, share=share, early=early, sure=not self.waivers
             )
         if program.unwatched is not None:
             self._report(f"{program.unwatched}; counters are compared instead")
