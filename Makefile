@@ -21,7 +21,7 @@ MINUTES ?= 2
 # Further arguments: make test ARGS='-k parser', make bench ARGS=--quick
 ARGS ?=
 
-.PHONY: help setup system templates demo test lint format bench fuzz soak chaos wheel lock clean
+.PHONY: help setup system templates demo test lint format bench fuzz soak chaos guests wheel lock clean
 
 help:
 	@echo 'make setup      system packages (as root), .venv, BPF templates; quick when done'
@@ -33,6 +33,7 @@ help:
 	@echo 'make fuzz N=200 random rulesets, kernel against program, packet by packet'
 	@echo 'make soak       a million packets of mixed traffic in shadow, each compared'
 	@echo 'make chaos      every packet accounted while all kinds of things happen, as root'
+	@echo 'make guests     other kernels under QEMU: tests of what this one lacks; minutes'
 	@echo 'make templates  compiles bpf_templates/ into $(TEMPLATES)/'
 	@echo 'make wheel      dist/bpfilter-*.whl with the compiled templates'
 	@echo 'make lock       writes requirements.lock anew'
@@ -91,6 +92,9 @@ soak: setup
 
 chaos: setup
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED) $(ARGS)
+
+guests: setup
+	@$(BIN)/python -m tests.guest $(ARGS)
 
 wheel: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -12,6 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_RULESETS = ROOT.parent / "shared" / "rulesets"
+GUEST = os.environ.get("BPFILTER_GUEST")
+"""The kernel series that `make guests` has booted, and in which these tests run."""
+_NEEDS_GUEST = "needs a guest"
 
 
 def kernel_obstacle() -> str | None:
@@ -34,6 +37,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))
         if obstacle and item.get_closest_marker("kernel"):
             item.add_marker(pytest.mark.skip(reason=f"needs root and a kernel: {obstacle}"))
+        wanted = item.get_closest_marker("guest")
+        if wanted is not None and GUEST not in wanted.args:
+            item.add_marker(pytest.mark.skip(reason=f"{_NEEDS_GUEST}: {' '.join(wanted.args)}"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,11 +63,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         say(f"../shared is present: its {count} rulesets were used")
     else:
         say("../shared is absent: tests over its public rulesets had nothing to read")
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     obstacle = kernel_obstacle()
     if obstacle:
-        left_out = [
-            report
-            for report in terminalreporter.stats.get("skipped", [])
-            if "needs root and a kernel" in str(report.longrepr)
-        ]
-        say(f"{len(left_out)} tests that need root and a kernel did not run: {obstacle}")
+        left_out = sum("needs root and a kernel" in reason for reason in skipped)
+        say(f"{left_out} tests that need root and a kernel did not run: {obstacle}")
+    elsewhere = sum(_NEEDS_GUEST in reason for reason in skipped)
+    if elsewhere:
+        say(f"{elsewhere} tests that need another kernel did not run here: make guests")

@@ -34,6 +34,7 @@ _TRACKING = frozenset(
 """Matches and targets that make conntrack follow the packets of a network namespace."""
 _XTABLES = frozenset({"raw", "mangle", "nat", "filter", "security"})
 _ARPHRD_ETHER = 1
+_OUTSIDE_VRF = "leave it to iptables, and attach interfaces outside of VRFs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,16 +205,27 @@ def link_obstacles(name: str) -> tuple[Obstacle, ...]:
 def _link_findings(name: str, link: Any, links: Sequence[Any]) -> Iterator[Obstacle]:
     if link["ifi_type"] != _ARPHRD_ETHER:
         yield Obstacle(f"{name} is not an Ethernet interface", "attach Ethernet interfaces only")
-    if link.get_attr("IFLA_MASTER") is not None:
+    if _kind(link) == "vrf":
+        yield Obstacle(f"{name} is a VRF device: packets enter it behind TC", _OUTSIDE_VRF)
+    master = next((each for each in links if each["index"] == link.get_attr("IFLA_MASTER")), None)
+    if master is not None and _kind(master) == "vrf":
+        vrf = master.get_attr("IFLA_IFNAME")
+        yield Obstacle(f"{name} is in VRF {vrf}: INPUT sees its packets as {vrf}'s", _OUTSIDE_VRF)
+    elif link.get_attr("IFLA_MASTER") is not None:
         yield Obstacle(
             f"{name} has a master, which receives its packets", "attach the master instead"
         )
     for upper in links:
-        info = upper.get_attr("IFLA_LINKINFO")
-        kind = info.get_attr("IFLA_INFO_KIND") if info is not None else None
+        kind = _kind(upper)
         stacked = kind in ("vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec")
         if stacked and upper.get_attr("IFLA_LINK") == link["index"]:
             yield Obstacle(
                 f"{upper.get_attr('IFLA_IFNAME')} ({kind}) is stacked on {name}",
                 "attach interfaces without VLAN, macvlan or ipvlan uppers",
             )
+
+
+def _kind(link: Any) -> str | None:
+    """What `ip link add type` made it; None for hardware and the like."""
+    info = link.get_attr("IFLA_LINKINFO")
+    return None if info is None else info.get_attr("IFLA_INFO_KIND")

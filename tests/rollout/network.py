@@ -75,9 +75,13 @@ class Net:
         for name in (self.fw, self.peer):
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
-    def _build(self) -> None:
+    def _link(self) -> None:
+        """Make v1 and p1."""
         call("ip", "-n", self.fw, "link", "add", "v1", "type", "veth", "peer", "name", "p1",
              "netns", self.peer)  # fmt: skip
+
+    def _build(self) -> None:
+        self._link()
         sides = ((self.fw, "v1", FW4, FW6), (self.peer, "p1", PEER4, PEER6))
         for name, device, ipv4, ipv6 in sides:
             call("ip", "-n", name, "link", "set", "lo", "up")
