@@ -17,6 +17,7 @@ import numpy as np
 from bpfilter.kernel import syscall
 from bpfilter.kernel.arrays import MappedArray
 from bpfilter.kernel.libbpf import BpfObject
+from bpfilter.kernel.probe import require
 from bpfilter.kernel.program import RECORDS, TEMPLATES
 from bpfilter.ruleset.fields import Family
 
@@ -67,6 +68,7 @@ class Observer:
 
         Two observers cannot watch one hook: a priority holds one link (EBUSY).
         """
+        require("BPF_NETFILTER")
         observer = cls(BpfObject.loaded(TEMPLATES / "observer.bpf.o", _as_netfilter))
         try:
             chosen = [(family, hook) for family in families for hook in hooks]

@@ -36,12 +36,17 @@ class Features:
         return not self.missing
 
 
-def require() -> None:
-    """Raise KernelError with what is missing unless the program can be loaded here."""
+def require(*useful: str) -> None:
+    """Raise KernelError with what is missing unless the program can be loaded here.
+
+    `useful`: names of USEFUL that the caller cannot do without.
+    """
     features = probe()
-    if not features.sufficient:
+    missing = [*features.missing]
+    missing += [USEFUL[name] for name in useful if USEFUL[name] in features.lacking]
+    if missing:
         raise KernelError(
-            "this kernel cannot run the program; it lacks " + "; ".join(features.missing),
+            "this kernel cannot run the program; it lacks " + "; ".join(missing),
             hint="Linux 6.6 or newer with BTF has all of it",
         )
 

@@ -28,6 +28,7 @@ from bpfilter.kernel.config import MAX_STATES, SLOTS
 from bpfilter.kernel.libbpf import BpfObject, RingBuffer
 from bpfilter.kernel.observer import Hook
 from bpfilter.kernel.pack import Contents
+from bpfilter.kernel.probe import require
 from bpfilter.kernel.program import TEMPLATES, Classifier
 from bpfilter.ruleset.fields import Family
 
@@ -150,6 +151,7 @@ class Shadow:
         To be called before the classifier is attached anywhere, and closed after. KernelError if
         this kernel lacks the means or two generations are attached already; leaves nothing then.
         """
+        require("BPF_NETFILTER")
         loaded = BpfObject.loaded(
             TEMPLATES / "shadow.bpf.o", lambda opened: _prepare(opened, classifier, revokes)
         )

@@ -27,6 +27,7 @@ PACKAGES = {
     "busybox": "busybox-static",
     "cpio": "cpio",
     "depmod": "kmod",
+    "setpriv": "util-linux",
 }
 MEMORY_MB = 2048
 _EXIT = re.compile(r"^guest exit (\d+)\s*$", re.MULTILINE)
@@ -124,12 +125,13 @@ def _qemu(
 ) -> Iterator[subprocess.Popen[str]]:
     shared = "security_model=none,readonly=on"
     words = [
-        "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max",
+        "setpriv", "--pdeathsig", "KILL",
+        "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off",
         "-smp", "2", "-m", str(MEMORY_MB), "-nic", "none", "-no-reboot",
         "-display", "none", "-monitor", "none",
         "-serial", f"file:{console}", "-serial", "stdio",
         "-kernel", str(root / f"boot/vmlinuz-{kernel.release}"), "-initrd", str(image),
-        "-append", "console=ttyS0 quiet panic=-1 mitigations=off",
+        "-append", "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check",
         "-virtfs", f"local,path=/,mount_tag=host,multidevs=remap,{shared}",
         "-virtfs", f"local,path={root}/lib/modules,mount_tag=modules,{shared}",
     ]  # fmt: skip

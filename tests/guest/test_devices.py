@@ -17,7 +17,7 @@ from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
 from tests.cases.case import ACCEPT, DROP, FW4, PEER4, Case, compare, rules
 from tests.cases.enforcing import enforcing
-from tests.guest.topologies import Bond, Bridge, Gretap, Ipvlan, Macvlan, Netkit, Vlan
+from tests.guest.topologies import Bond, Bridge, Gretap, Ipvlan, Macvlan, Netkit, Vlan, saved
 from tests.rollout.network import FW6, PEER6, call, entered
 
 pytestmark = [pytest.mark.kernel, pytest.mark.guest("6.12")]
@@ -65,11 +65,11 @@ def test_what_lies_below_another_interface_is_refused_and_left_as_it_was(kind: s
             call("ip", "-n", case.fw, "link", "set", "v1", "down")
             call("ip", "-n", case.fw, "link", "set", "v1", "master", "up0")
             call("ip", "-n", case.fw, "link", "set", "v1", "up")
-        before = case.tables.save()
+        before = saved(case)
         words = rf"up0 \({kind}\) is stacked on v1" if kind in STACKED else "v1 .*VRF|has a master"
         with pytest.raises(RolloutError, match=words), enforcing(case, *_LEGACY4):
             pass
-        assert case.tables.save() == before
+        assert saved(case) == before
         with entered(case.fw):
             assert attached() == ()
 

@@ -16,6 +16,7 @@ from bpfilter.rollout.attached import attached
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
 from tests.cases.case import Case, rules
+from tests.guest.topologies import saved
 from tests.rollout.network import entered
 
 pytestmark = [pytest.mark.kernel, pytest.mark.guest("6.1")]
@@ -69,12 +70,12 @@ def test_no_stage_is_reached_and_the_host_is_as_it_was(
 ) -> None:
     with Case(backend, Family.IPV4) as case, entered(case.fw):
         case.tables.restore(rules(PORT))
-        before = case.tables.save()
+        before = saved(case)
         state = str(tmp_path / "state")
         code, output = bpfilter("deploy", "-i", "v1", "--stage", stage, "--state", state)
         assert code == 1, output
         assert LACKS in output
-        assert case.tables.save() == before
+        assert saved(case) == before
         assert attached() == ()
         assert bpfilter("teardown")[0] == 0
-        assert case.tables.save() == before
+        assert saved(case) == before

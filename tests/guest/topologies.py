@@ -11,6 +11,11 @@ from tests.rollout.network import call, entered
 BELOW_FW, BELOW_PEER = "10.98.1.1", "10.98.1.2"
 
 
+def saved(case: Case) -> list[str]:
+    """The firewall's rules, without the dates."""
+    return [line for line in case.tables.save().splitlines() if not line.startswith("#")]
+
+
 class Stacked(Case):
     """`v1` and `p1` on top of a veth pair, `w1` and `q1`."""
 
@@ -21,8 +26,7 @@ class Stacked(Case):
             (self.fw, "w1", BELOW_FW),
             (self.peer, "q1", BELOW_PEER),
         ):
-            with entered(name):
-                Path(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6").write_text("1")
+            self._ipv6(name, device, enabled=False)
             call("ip", "-n", name, "addr", "add", f"{address}/24", "dev", device)
             call("ip", "-n", name, "link", "set", device, "up")
         self._stack()
@@ -33,8 +37,13 @@ class Stacked(Case):
     def _add(self, namespace: str, *words: str) -> None:
         call("ip", "-n", namespace, "link", "add", *words)
 
+    def _ipv6(self, namespace: str, device: str, *, enabled: bool) -> None:
+        with entered(namespace):
+            Path(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6").write_text(str(int(not enabled)))
+
     def _peer_is_plain(self) -> None:
         """The peer's end of the pair itself is `p1`."""
+        self._ipv6(self.peer, "q1", enabled=True)
         call("ip", "-n", self.peer, "addr", "flush", "dev", "q1")
         call("ip", "-n", self.peer, "link", "set", "q1", "down")
         call("ip", "-n", self.peer, "link", "set", "q1", "name", "p1")
@@ -53,15 +62,18 @@ class Bond(Stacked):
 
     def _stack(self) -> None:
         self._peer_is_plain()
-        self._add(self.fw, "v1", "type", "bond", "mode", "active-backup", "miimon", "100")
+        self._add(self.fw, "v1", "type", "bond", "mode", "balance-rr")
         call("ip", "-n", self.fw, "link", "set", "w1", "down")
         call("ip", "-n", self.fw, "link", "set", "w1", "master", "v1")
 
 
 class Bridge(Stacked):
-    """A bridge with one port."""
+    """A bridge with one port, whose frames br_netfilter does not pass to iptables."""
 
     def _stack(self) -> None:
+        with entered(self.fw):
+            for switch in Path("/proc/sys/net/bridge").glob("bridge-nf-call-ip*tables"):
+                switch.write_text("0")
         self._peer_is_plain()
         self._add(self.fw, "v1", "type", "bridge", "forward_delay", "0")
         call("ip", "-n", self.fw, "link", "set", "w1", "master", "v1")
