@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bpfilter.cli.running import ask
+from bpfilter.rollout import evidence
 from bpfilter.rollout.journal import Journal, Stage, running, state_directory
 from bpfilter.rollout.status import STATUS
 
@@ -98,6 +99,8 @@ def _print(console: Console, found: Mapping[str, Any]) -> None:
         if "decided" in found:
             punted = ", ".join(f"{name} {count}" for name, count in found["punted"].items())
             console.print(f"decided {found['decided']} packets; punted: {punted or 'none'}")
+        if found.get("comparison"):
+            console.print(escape(evidence.sentence(found["comparison"])))
     if found["events"]:
         table = Table("when", "what", "event", box=None)
         for event in found["events"]:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from bpfilter.rollout.comparison import Comparison, Unseen
+from bpfilter.rollout.evidence import describe
 from bpfilter.rollout.trouble import Cause, Trouble
 from bpfilter.rollout.waivers import Waiver, unexplained
 
@@ -44,8 +45,10 @@ def inspect(
     found = unexplained(comparison, waivers, now)
     if found:
         (key, said, was), count = max(found.items(), key=lambda pair: pair[1])
+        example = next((sample for sample in comparison.samples if sample.key == key), None)
         return Trouble(
-            f"{count} packets at {key.family} {key.rule} were predicted {said} and were {was}",
+            f"{count} packets at {key.family} {key.rule} were predicted {said} and were {was}"
+            + (f" ({describe(example)})" if example is not None else ""),
             Cause.MISMATCH,
         )
     lost = comparison.unseen.get(Unseen.LOST, 0)

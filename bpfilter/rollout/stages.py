@@ -200,7 +200,7 @@ class Rollout:
             for (plan, chain), numbers in zip(self.prepared.chains(), counted, strict=True)
         ]
 
-    def comparison(self) -> Comparison | None:
+    def comparison(self, *, counters: bool = True) -> Comparison | None:
         """Packet by packet in shadow, and of sampled packets when deciding; else by counters.
 
         Counters are compared in shadow only. None if nothing is compared now.
@@ -210,7 +210,7 @@ class Rollout:
             return None
         if program.watch is not None:
             return program.watch.comparison()
-        if self.stage is not Stage.SHADOW:
+        if self.stage is not Stage.SHADOW or not counters:
             return None
         reports = zip(self.prepared.chains(), self.compare(), strict=True)
         found = [(plan.family, chain, report) for (plan, chain), report in reports]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bpfilter.rollout import evidence
 from bpfilter.rollout.gates import Gate
 from bpfilter.rollout.goal import Goal
 from bpfilter.rollout.lease import SECOND
@@ -34,6 +35,7 @@ def document(rollout: Rollout, situation: Situation) -> Mapping[str, Any]:
     left = None
     if situation.deadline is not None:
         left = max(situation.deadline - time.monotonic_ns(), 0) / SECOND
+    comparison = rollout.comparison(counters=False)  # counters cost a reading of all rules
     pause = max(situation.not_before - time.monotonic(), 0.0)
     return {
         "at": time.time(),
@@ -50,5 +52,6 @@ def document(rollout: Rollout, situation: Situation) -> Mapping[str, Any]:
         "confirm": None if left is None else {"id": situation.goal.confirm_id, "seconds": left},
         "gates": [asdict(gate) for gate in situation.gates],
         "decided": rollout.decided(),
+        "comparison": None if comparison is None else evidence.summary(comparison),
         "punted": {reason.name.lower(): count for reason, count in rollout.punted().items()},
     }

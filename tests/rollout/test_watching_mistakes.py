@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from bpfilter.kernel.arrays import MappedArray
 from bpfilter.kernel.config import Reason
 from bpfilter.kernel.program import Classifier
 from bpfilter.rollout.comparison import Mechanism, Verdict
+from bpfilter.rollout.evidence import sentence, summary
+from bpfilter.rollout.guards import Guards, inspect
 from bpfilter.rollout.journal import Journal
 from bpfilter.rollout.stages import Request, Rollout
 from bpfilter.ruleset.fields import State
@@ -77,6 +80,12 @@ def test_a_wrong_program_is_caught_with_the_right_rule_and_harms_nobody(
     assert sample.header[16:20] == socket.inet_aton(FW4)
     assert int.from_bytes(sample.header[22:24], "big") == 4001
     assert abs(sample.at - time.time()) < 60
+    found_by = inspect(Guards(), comparison, (), time.time())
+    assert found_by is not None
+    assert "filter/INPUT/4 said DROP, iptables ACCEPT: 45" in str(found_by)
+    document = json.loads(json.dumps(summary(comparison)))
+    assert document["mismatches"] == len(document["samples"]) == 7
+    assert "7 otherwise" in sentence(document)
 
 
 def test_more_mismatches_than_the_ring_holds_are_counted_all_the_same(net: Net) -> None:
