@@ -12,6 +12,7 @@ from bench.compiled import measure
 from bench.generate import Style
 from bench.live import measure_live
 from bench.report import Compiled, Live, print_compiled, print_live, write_json
+from bench.xdp import measure_xdp
 from bpfilter.errors import BpfilterError
 
 _SIZES = "10,100,1000,10000"
@@ -57,6 +58,7 @@ def main(
     sent: list[Live] = []
     if live and root:
         sent = measure_live(Style.ACL, [int(size) for size in live_sizes.split(",")], seed, packets)
+        sent += measure_xdp(Style.ACL, [int(size) for size in sizes.split(",")], seed, packets)
         print_live(sent, console)
     console.print(f"written to {write_json(compiled, sent, seed)}")
 

@@ -86,4 +86,11 @@ int flood(struct xdp_md *ctx)
 	return ifindex > 0 ? bpf_redirect(ifindex, 0) : XDP_DROP;
 }
 
+SEC("xdp")
+int drop(struct xdp_md *ctx)
+{
+	(void)ctx;
+	return XDP_DROP;
+}
+
 char _license[] SEC("license") = "GPL";

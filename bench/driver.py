@@ -73,6 +73,11 @@ class Driver:
         """The XDP program that sends the frames."""
         return self._object.program_fd("flood")
 
+    @property
+    def drop(self) -> int:
+        """An XDP program that drops everything."""
+        return self._object.program_fd("drop")
+
     def close(self) -> None:
         self._object.close()
         self._directory.cleanup()

@@ -23,6 +23,7 @@ from bench.report import Live
 from bpfilter.compiler.compile import assemble, compile_ruleset
 from bpfilter.compiler.mark import DEFAULT_MARK
 from bpfilter.compiler.plan import Image, Plan
+from bpfilter.compiler.walk import Packet
 from bpfilter.demo.network import inside
 from bpfilter.kernel.attach import attach
 from bpfilter.kernel.config import Mode
@@ -49,7 +50,9 @@ def measure_live(style: Style, sizes: Sequence[int], seed: int, packets: int) ->
         for count in sizes:
             text = generate(style, count, seed)
             plan = compile_ruleset(read_text(text), [_CHAIN])
-            with _driver(network, plan, seed, packets) as driver:
+            flat = plan.chains[_CHAIN].flat
+            chosen = headers(flat, np.random.default_rng(seed), packets)
+            with driver_of(network, chosen) as driver:
                 for path, ns, share in _paths(network, driver, text, plan):
                     results.append(Live(style.value, count, path, ns, share))
     return results
@@ -59,30 +62,30 @@ def _paths(
     network: Network, driver: Driver, text: str, plan: Plan
 ) -> Iterator[tuple[str, float, float]]:
     network.restore("legacy", ruleset_text([], policy="ACCEPT") + _AFTER)
-    yield "empty filter", *_send(network, driver)
+    yield "empty filter", *send(network, driver)
     network.clear("legacy")
     for backend in _BACKENDS:
         network.restore(backend, text + _AFTER)
-        yield f"iptables-{backend}", *_send(network, driver)
+        yield f"iptables-{backend}", *send(network, driver)
         image = assemble([plan])
         for share in _SHARES:
             with _attached(network, image, shadow_share=share):
-                yield f"shadow of {share:.0%} + iptables-{backend}", *_send(network, driver)
+                yield f"shadow of {share:.0%} + iptables-{backend}", *send(network, driver)
         chain = plan.chains[_CHAIN]
         dispatch = render(plan.ruleset, chain, image.codes, DEFAULT_MARK, [FILTERING])
         network.restore(backend, dispatch.add, "--noflush")
         with _attached(network, image):
-            yield f"BPF + iptables-{backend}", *_send(network, driver)
+            yield f"BPF + iptables-{backend}", *send(network, driver)
         network.clear(backend)
 
 
 @contextmanager
-def _driver(network: Network, plan: Plan, seed: int, packets: int) -> Iterator[Driver]:
-    flat = plan.chains[_CHAIN].flat
+def driver_of(network: Network, packets: Sequence[Packet]) -> Iterator[Driver]:
+    """A driver whose frames, one for each packet, go to the filtering side."""
     with inside(network.filter), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         sock.bind((FILTERING, 0))
         mac: bytes = sock.getsockname()[4]
-    frames = [frame(p, mac) for p in headers(flat, np.random.default_rng(seed), packets)]
+    frames = [frame(packet, mac) for packet in packets]
     with inside(network.sender):
         index = socket.if_nametoindex(SENDING)
         driver = Driver(frames, ifindex=index)
@@ -108,7 +111,7 @@ def _attached(network: Network, image: Image, shadow_share: float = 0.0) -> Iter
         yield
 
 
-def _send(network: Network, driver: Driver) -> tuple[float, float]:
+def send(network: Network, driver: Driver) -> tuple[float, float]:
     """(best ns per packet, share of the packets that arrived)."""
     count = _fitting(lambda packets: _flood(network, driver, packets))
     before = network.received()

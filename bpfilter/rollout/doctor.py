@@ -30,6 +30,7 @@ from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.live import read_live
 from bpfilter.ruleset.model import Backend, Ruleset
 
+_LEGACY_HOOKS = frozenset({"ipt_do_table", "ip6t_do_table"})
 _OTHER_BPFILTER = pins.FILE_SYSTEM / "bpfilter"
 _LOCKDOWN = Path("/sys/kernel/security/lockdown")
 _JIT = Path("/proc/sys/net/core/bpf_jit_enable")
@@ -142,7 +143,7 @@ def _pins() -> Iterator[Finding]:
 
 
 def _generation(backend: Backend) -> Iterator[Finding]:
-    if backend is Backend.LEGACY and not netfilter_hooks():
+    if backend is Backend.LEGACY and netfilter_hooks().keys().isdisjoint(_LEGACY_HOOKS):
         yield _note(
             "generation",
             "the kernel hides where its legacy tables are: an edit is seen at the daemon's next"
