@@ -21,6 +21,7 @@ import typer
 
 from bpfilter.cli.run import run_app
 from bpfilter.errors import UsageError
+from bpfilter.rollout.early import EarlyRequest
 from bpfilter.rollout.goal import Goal, Policy
 from bpfilter.rollout.guards import Guards, ProbeCommand
 from bpfilter.rollout.journal import Journal, Stage, running, state_directory
@@ -70,6 +71,16 @@ def daemon_command(
     goal: Annotated[
         str | None, typer.Option(help="All of the goal as JSON, as `bpfilter deploy` makes it.")
     ] = None,
+    early: Annotated[
+        bool, typer.Option("--early", help="Drop before netfilter what leaves no trace there.")
+    ] = False,
+    xdp: Annotated[
+        list[str] | None, typer.Option(help="Drop early at XDP: IF=native, generic or auto.")
+    ] = None,
+    accept_sockets: Annotated[
+        bool,
+        typer.Option("--accept-sockets", help="Packet sockets may miss what is dropped early."),
+    ] = False,
     state: Annotated[
         Path | None, typer.Option(help="Directory of the journal, default by namespace.")
     ] = None,
@@ -103,6 +114,7 @@ def daemon_command(
         lease_seconds,
         force=force,
         verify_share=verify_share / 100,
+        early=EarlyRequest.parse(early, xdp or (), interface, accept_sockets),
         guards=Guards(probe=_probe(probe, probe_interval, probe_timeout)),
     )
     journal = Journal(directory)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from bpfilter.cli.running import ask, show, start, wait_for
 from bpfilter.errors import UsageError
+from bpfilter.rollout.early import EarlyRequest, require_conditions
 from bpfilter.rollout.goal import Goal, Policy
 from bpfilter.rollout.journal import Stage, running, state_directory
 from bpfilter.rollout.management import own_connections, protected
@@ -72,6 +73,16 @@ def deploy_command(
     accept_state_reset: Annotated[
         bool, typer.Option(help="Legacy: our edits may reset limits that decide verdicts.")
     ] = False,
+    early: Annotated[
+        bool, typer.Option("--early", help="Drop before netfilter what leaves no trace there.")
+    ] = False,
+    xdp: Annotated[
+        list[str] | None, typer.Option(help="Drop early at XDP: IF=native, generic or auto.")
+    ] = None,
+    accept_sockets: Annotated[
+        bool,
+        typer.Option("--accept-sockets", help="Packet sockets may miss what is dropped early."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
     state: Annotated[
         Path | None, typer.Option(help="Directory of the journal, default by namespace.")
@@ -108,6 +119,7 @@ def deploy_command(
         "accept_lockout": accept_lockout,
     }
     Goal.of(wanted)
+    drops = EarlyRequest.parse(early, xdp or (), interface or (), accept_sockets)
     present = running(directory)
     if interface and present is None:
         scope.attached(interface)
@@ -127,6 +139,11 @@ def deploy_command(
         words += ["--goal", json.dumps(wanted), "--verify-share", str(verify_share)]
         words += ["--backend", backend] if backend is not None else []
         words += ["--probe", probe] if probe is not None else []
+        if drops is not None:
+            require_conditions(interface, drops)
+            for sentence in drops.notices():
+                console.print(f"[cyan]notice[/] {sentence}")
+            words += drops.words
         start(directory, words, stage, console)
     if confirm_within is not None:
         console.print(f"confirm within {confirm_within:.0f} s: bpfilter confirm {number}")

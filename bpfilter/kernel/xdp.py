@@ -29,7 +29,7 @@ _PROG_GET_FD_BY_ID = 13
 _NAME = slice(64, 80)
 _GENERIC, _NATIVE = 2, 4  # XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE
 _TAKEN = (errno.EBUSY, errno.EEXIST)
-_ATTACHED = {1: "native", 2: "generic", 3: "offloaded", 4: "several modes"}
+_ATTACHED = {"xdp": "native", "xdpgeneric": "generic", "xdpoffload": "offloaded"}
 
 
 class XdpMode(StrEnum):

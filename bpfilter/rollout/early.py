@@ -19,7 +19,7 @@ from bpfilter.compiler.early import (
     early_image,
     unconfirmed_states,
 )
-from bpfilter.errors import KernelError, RolloutError
+from bpfilter.errors import KernelError, RolloutError, UsageError
 from bpfilter.kernel.attach import TcxLink, attach_first
 from bpfilter.kernel.config import Early, EarlyNow
 from bpfilter.kernel.generation import Generation
@@ -50,6 +50,34 @@ class EarlyRequest:
 
     xdp: Mapping[str, XdpMode] = field(default_factory=dict)
     accept_sockets: bool = False
+
+    @classmethod
+    def parse(
+        cls, early: bool, xdp: Sequence[str], interfaces: Sequence[str], accept_sockets: bool
+    ) -> EarlyRequest | None:
+        """From the words of a command line, `xdp` as INTERFACE=MODE; None if nothing is asked."""
+        if not early:
+            if xdp or accept_sockets:
+                raise UsageError(
+                    "XDP and packet sockets are matters of early drops", hint="add --early"
+                )
+            return None
+        modes = {}
+        for word in xdp:
+            name, _, mode = word.partition("=")
+            if name not in interfaces or mode not in list(XdpMode):
+                raise UsageError(
+                    f"--xdp {word}: an interface of the deployment and a mode are wanted",
+                    hint=f"as {interfaces[0] if interfaces else 'eth0'}=native, generic or auto",
+                )
+            modes[name] = XdpMode(mode)
+        return cls(modes, accept_sockets)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that `parse` takes, for a command line."""
+        pairs = (word for name, mode in self.xdp.items() for word in ("--xdp", f"{name}={mode}"))
+        return ("--early", *pairs, *(("--accept-sockets",) if self.accept_sockets else ()))
 
     def notices(self) -> tuple[str, ...]:
         """What operators will notice, said before anything is attached."""
