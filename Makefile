@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # The habits: make demo, make test, make lint, make bench, make fuzz N=2000,
-# make chaos MINUTES=5 SEED=2.
+# make chaos MINUTES=5 SEED=2, make leak N=1000.
 
 PYTHON ?= /usr/bin/python3
 VENV := .venv
@@ -21,7 +21,8 @@ MINUTES ?= 2
 # Further arguments: make test ARGS='-k parser', make bench ARGS=--quick
 ARGS ?=
 
-.PHONY: help setup system templates demo test lint format bench fuzz soak chaos guests wheel lock clean
+.PHONY: help setup system templates demo test lint format bench fuzz soak chaos edits leak
+.PHONY: guests wheel lock clean
 
 help:
 	@echo 'make setup      system packages (as root), .venv, BPF templates; quick when done'
@@ -33,6 +34,8 @@ help:
 	@echo 'make fuzz N=200 random rulesets, kernel against program, packet by packet'
 	@echo 'make soak       a million packets of mixed traffic in shadow, each compared'
 	@echo 'make chaos      every packet accounted while all kinds of things happen, as root'
+	@echo 'make edits N=250 foreign edits while enforcing: whose verdict, how soon, per backend'
+	@echo 'make leak N=500 cycles up and down per backend: nothing may stay, nothing may grow'
 	@echo 'make guests     other kernels under QEMU: tests of what this one lacks; minutes'
 	@echo 'make templates  compiles bpf_templates/ into $(TEMPLATES)/'
 	@echo 'make wheel      dist/bpfilter-*.whl with the compiled templates'
@@ -91,7 +94,13 @@ soak: setup
 	$(BIN)/python -m tests.soak.soak --packets $(SOAK) $(ARGS)
 
 chaos: setup
-	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED) $(ARGS)
+	$(BIN)/python -m tests.chaos run --minutes $(MINUTES) --seed $(SEED) $(ARGS)
+
+edits: setup
+	$(BIN)/python -m tests.chaos edits --count $(N) --seed $(SEED) $(ARGS)
+
+leak: setup
+	$(BIN)/python -m tests.chaos leak --cycles $(N) $(ARGS)
 
 guests: setup
 	@$(BIN)/python -m tests.guest $(ARGS)

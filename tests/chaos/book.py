@@ -90,6 +90,7 @@ class Book:
         self._times: dict[Kind, list[int]] = {kind: [0] for kind in verdicts}
         self._rights = {kind: [frozenset({verdict})] for kind, verdict in verdicts.items()}
         self._changed = 0
+        self._awaited: dict[int, int] = {}
 
     def number(self) -> int:
         """A number for a packet that is about to be sent."""
@@ -116,9 +117,19 @@ class Book:
             if self._open.pop(number, None):
                 self.tally.sent -= 1
 
+    def awaited(self, number: int) -> None:
+        """When this packet passes is asked for later."""
+        self._awaited[number] = 0
+
+    def arrival(self, number: int) -> int:
+        """When an awaited packet passed the filter; 0 if it has not."""
+        return self._awaited[number]
+
     def received(self, number: int) -> None:
         """The packet passed the filter."""
         with self._lock:
+            if number in self._awaited:
+                self._awaited[number] = time.monotonic_ns()
             found = self._open.pop(number, None)
             if found is None:
                 self.tally.stray += 1

@@ -67,6 +67,7 @@ def conducted(
         result.acts, result.points = conductor.acts, conductor.points
         result.decided, result.edits = conductor.decided, conductor.edits
         result.conversations, result.trouble = traffic.conversations, traffic.trouble
+        result.trouble += conductor.failures
 
 
 def run(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.chaos.edits import edits
+from tests.chaos.leak import leaks
 from tests.chaos.run import BACKENDS, plain, run, wrong
 
 pytestmark = pytest.mark.kernel
@@ -47,3 +49,16 @@ def test_every_packet_gets_its_verdict_whatever_happens(
     assert result.good, result
     assert result.decided > 0
     assert result.points == list(points)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_foreign_edit_holds_from_the_next_packet_on(backend: str) -> None:
+    result = edits(backend, 2, router=False, filler=0, seed=4, rate=100)
+    assert result.good, result
+    assert len(result.back) == result.edits == 2
+
+
+def test_going_up_and_down_leaves_nothing() -> None:
+    result = leaks("nft", 8)
+    assert not result.left, result
+    assert result.objects > 8 * 5

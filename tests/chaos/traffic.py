@@ -19,10 +19,10 @@ from collections.abc import Iterator
 
 from tests.chaos import packets
 from tests.chaos.book import FLIGHT, Kind
+from tests.chaos.namespaces import entered
 from tests.chaos.packets import TCP, UDP
 from tests.chaos.rules import CHANGING, name_of
 from tests.chaos.world import World
-from tests.rollout.network import entered
 
 _RAW = {4: (UDP, TCP, packets.ICMP), 6: (UDP, TCP, packets.ICMPV6)}
 _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
@@ -150,12 +150,23 @@ class Traffic:
             self._ending.wait(_BURST_SECONDS)
 
     def _one(self) -> None:
-        world, rng = self._world, self._rng
-        chain = rng.choice(list(world.receivers))
-        family = rng.choice((4, 6))
-        number = world.book.number()
+        chain = self._rng.choice(list(self._world.receivers))
+        family = self._rng.choice((4, 6))
+        number = self._world.book.number()
         name, sent = self._make(chain, family, number)
-        world.book.sending(number, Kind(chain, family, name))
+        self._emit(number, Kind(chain, family, name), sent)
+
+    def probe(self, chain: str, family: int, port: int, name: str) -> int:
+        """Send one UDP packet now; its number, whose arrival the book then knows."""
+        number, way = self._world.book.number(), self._world.way(chain, family)
+        self._world.book.awaited(number)
+        body = packets.udp(way, 9_999, port, packets.stamp(number))
+        self._emit(number, Kind(chain, family, name), [packets.ip(way, UDP, body)])
+        return number
+
+    def _emit(self, number: int, kind: Kind, sent: list[bytes]) -> None:
+        world, family = self._world, kind.family
+        world.book.sending(number, kind)
         head = world.macs["v1"] + world.macs["p1"] + struct.pack("!H", _ETHERTYPE[family])
         try:
             for packet in sent:

@@ -17,9 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.chaos.book import Book, Kind, Verdict
+from tests.chaos.namespaces import entered
 from tests.chaos.packets import Way, way
 from tests.chaos.rules import Rules
-from tests.rollout.network import call, entered, run
+from tests.rollout.network import call, run
 
 _COUNT = itertools.count()
 FIREWALL = {4: "10.97.1.1", 6: "fd97:1::1"}

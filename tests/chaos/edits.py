@@ -1,0 +1,129 @@
+"""Foreign edits while enforcing: the next packet gets the new verdict, and soon we decide again.
+
+After each edit a packet that it concerns is sent at once, and one behind it that is always
+accepted: when that one has arrived, the first one was judged. In force again is what moves the
+counter of our own jump. The daemon's part (look at the generation, swap) is done here, in the
+rhythm of its polling.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bpfilter.rollout.journal import Journal, Stage
+from bpfilter.rollout.stages import Request, Rollout
+from bpfilter.ruleset.model import Backend
+from tests.chaos.book import SECOND, Kind, Tally
+from tests.chaos.namespaces import entered
+from tests.chaos.rules import CHANGING, name_of
+from tests.chaos.traffic import Traffic
+from tests.chaos.world import World
+
+POLL_SECONDS = 0.1
+"""How often bpfilterd looks at the kernel's generation."""
+_FENCE = (1010, "udp accepted")
+
+
+@dataclass
+class Edited:
+    """What so many edits came to. Times in seconds from the return of the editing command.
+
+    `judged`: until a packet sent after it was seen to have had the new verdict; `late`: packets
+    sent after it that still had the old one; `back`: until the new plan decided.
+    """
+
+    world: str
+    rules: int
+    edits: int = 0
+    late: int = 0
+    judged: list[float] = field(default_factory=list)
+    back: list[float] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def good(self) -> bool:
+        return self.tally.clean and not self.late
+
+    def __str__(self) -> str:
+        return (
+            f"{self.world}, {self.rules} rules, {self.edits} edits: {self.tally}\n"
+            f"  {self.late} packets sent after an edit's return had the old verdict; verdict seen"
+            f" after {spread(self.judged)}; new plan in force after {spread(self.back)}"
+        )
+
+
+def spread(seconds: Sequence[float]) -> str:
+    if len(seconds) < 2:
+        return "(too few)"
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
+    named = (("median", cuts[49]), ("99 %", cuts[98]), ("max", max(seconds)))
+    return ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in named)
+
+
+@contextmanager
+def _enforcing(world: World) -> Iterator[Rollout]:
+    request = Request(world.interfaces, Backend(world.backend), lease_seconds=30.0)
+    with tempfile.TemporaryDirectory(prefix="bpfilter-edits-") as directory:
+        journal = Journal(Path(directory) / "state")
+        with entered(world.fw), Rollout(request, journal, lambda _: None) as rollout:
+            rollout.shadow()
+            rollout.enforce()
+            yield rollout
+        journal.remove()
+
+
+def edits(backend: str, count: int, *, router: bool, filler: int, seed: int, rate: int) -> Edited:
+    """So many random edits, each when the plan after the one before is in force."""
+    rng = random.Random(seed)
+    with World(backend, router=router, filler=filler) as world:
+        result = Edited(world.name, filler, tally=world.book.tally)
+        with Traffic(world, rate, seed) as traffic, _enforcing(world) as rollout:
+            world.book.act = "edits while enforcing"
+            for _ in range(count):
+                _one(world, traffic, rollout, rng, result)
+    return result
+
+
+def _one(
+    world: World, traffic: Traffic, rollout: Rollout, rng: random.Random, result: Edited
+) -> None:
+    family, _ = world.edit(rng)
+    returned = time.monotonic_ns()
+    result.edits += 1
+    verdicts = world.rules[family].verdicts()
+    chain, port = rng.choice(world.rules[family].chains), rng.choice(CHANGING)
+    wanted = verdicts[Kind(chain, family, name_of(port))]
+    while True:
+        probe = traffic.probe(chain, family, port, name_of(port))
+        fence = _arrived(world, traffic.probe(chain, family, *_FENCE))
+        if (world.book.arrival(probe) > 0) == wanted:
+            break
+        result.late += 1
+    result.judged.append((fence - returned) / SECOND)
+    time.sleep(rng.random() * POLL_SECONDS)
+    with entered(world.fw):
+        while not rollout.edited():
+            time.sleep(POLL_SECONDS)
+        rollout.tick()
+        rollout.swap()
+    before = world.decided()
+    _arrived(world, traffic.probe("INPUT", family, *_FENCE))
+    back = time.monotonic_ns()
+    assert rollout.stage is Stage.ENFORCE
+    assert world.decided() > before, "the program does not decide after a swap"
+    result.back.append((back - returned) / SECOND)
+
+
+def _arrived(world: World, number: int) -> int:
+    end = time.monotonic() + 5
+    while not (arrival := world.book.arrival(number)):
+        assert time.monotonic() < end, "a packet that is always accepted did not arrive"
+        time.sleep(0.0005)
+    return arrival
