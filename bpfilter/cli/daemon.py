@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,7 @@ from bpfilter.rollout.stages import Request
 from bpfilter.ruleset.model import Backend
 
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_TOLD = threading.Event()
 
 
 def daemon_command(
@@ -87,7 +89,7 @@ def daemon_command(
 ) -> None:
     """Bring the live iptables rules of this network namespace to a stage and keep them there."""
     log = structlog.get_logger("bpfilterd")
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    listen()
     directory = state or state_directory()
     wanted = {
         "stage": stage,
@@ -118,7 +120,7 @@ def daemon_command(
         guards=Guards(probe=_probe(probe, probe_interval, probe_timeout)),
     )
     journal = Journal(directory)
-    ending = serve(request, chosen, journal, log.info, _wait)
+    ending = serve(request, chosen, journal, log.info, told)
     if ending is Ending.STOPPED:
         journal.remove()
 
@@ -135,12 +137,23 @@ def _probe(command: str | None, interval: float, timeout: float) -> ProbeCommand
     return ProbeCommand(words, interval, timeout)
 
 
-def _wait(seconds: float) -> bool:
+def listen() -> None:
+    """From now on SIGTERM, SIGINT and SIGHUP do nothing but end the next `told`.
+
+    Blocking them is not enough: libraries have made threads by now that do not block them.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: _TOLD.set())
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def told(seconds: float) -> bool:
+    """Wait for so long to be told to stop; at once true if we were before."""
     end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
+    while not _TOLD.is_set() and (left := end - time.monotonic()) > 0:
         if signal.sigtimedwait(_SIGNALS, left) is not None:
-            return True
-    return False
+            _TOLD.set()
+    return _TOLD.is_set()
 
 
 def main() -> None:
