@@ -115,6 +115,8 @@ class Service:
         pending = journal.document(PENDING)
         if pending is not None and pending["boot"] != boot_id():
             pending = None
+        # Journals outlive kills and reasons to end only; the latter forget the confirmation.
+        self._is_confirmed = journal.get(CONFIRMED) == self.goal.confirm_id
         if self._adopted():
             found = self.rollout
             self._started = True
@@ -134,7 +136,8 @@ class Service:
         if pending is not None and late and pending["id"] == self.goal.confirm_id:
             raise _unconfirmed()
         journal.put(PENDING, None)
-        journal.put(CONFIRMED, None)
+        if not self._is_confirmed:
+            journal.put(CONFIRMED, None)
 
     def _adopted(self) -> bool:
         try:
@@ -144,7 +147,8 @@ class Service:
             return False
 
     def close(self) -> None:
-        """End what runs beside the loop."""
+        """End what runs beside the loop; whoever deploys next has to confirm again."""
+        self._journal.put(CONFIRMED, None)
         self._changes.close()
         if self._probe is not None:
             self._probe.close()
@@ -285,18 +289,28 @@ class Service:
             within = None
         elif self._deadline is not None:
             within = max((self._deadline - time.monotonic_ns()) / SECOND, 0.0)
-        if goal.stage is Stage.CANARY:
-            self.rollout.canary(goal.scope, within)
-        else:
-            self.rollout.enforce(within)
+        if within is not None:
+            # Before the stage begins: whoever comes after a kill must know of it.
+            self._put_pending(time.monotonic_ns() + int(within * SECOND))
+        try:
+            if goal.stage is Stage.CANARY:
+                self.rollout.canary(goal.scope, within)
+            else:
+                self.rollout.enforce(within)
+        except BpfilterError:
+            self._journal.put(PENDING, None)
+            raise
         self._started = True
         lease = self.rollout.lease
         self._deadline = None if lease is None else lease.deadline
         if self._deadline is not None:
-            pending = {"id": goal.confirm_id, "deadline": self._deadline, "boot": boot_id()}
-            self._journal.put(PENDING, pending)
+            self._put_pending(self._deadline)
         self._gates = ()
         self._event("stage", f"stage {goal.stage}" + self._until())
+
+    def _put_pending(self, deadline: int) -> None:
+        document = {"id": self.goal.confirm_id, "deadline": deadline, "boot": boot_id()}
+        self._journal.put(PENDING, document)
 
     def _until(self) -> str:
         if self._deadline is None:

@@ -6,14 +6,16 @@ marked so is the harder case; what lies before a step is what lies behind the on
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bpfilter.rollout.goal import Goal
 from bpfilter.rollout.journal import Journal, Stage
-from bpfilter.rollout.service import Ending
+from bpfilter.rollout.service import Ending, Unconfirmed
 from bpfilter.rollout.teardown import remains
 from bpfilter.ruleset.model import Backend
 from tests.rollout.killing import serve_and_die
@@ -92,3 +94,21 @@ def test_what_was_changed_while_nobody_looked_is_undone_not_adopted(
     tables.restore(f"*filter\n{LATER.replace('-A', '-I', 1)}\nCOMMIT\n", "--noflush")
     assert outcome(net, tables) == ([3, 3, 0, 3], 12)
     assert "adopted" not in recovers(net, tables, tmp_path)
+
+
+def test_an_unconfirmed_stage_of_a_dead_daemon_ends_in_the_kernel_and_is_not_adopted(
+    net: Net, tmp_path: Path
+) -> None:
+    tables = load(net, Backend.NFT)
+    goal = replace(ENFORCE, confirm_within=2.0, confirm_id="friday")
+    last_of_enforce = 8
+    assert serve_and_die(
+        net, tmp_path, goal, lambda journal: whole_way(tables, tmp_path, journal), last_of_enforce
+    )
+    time.sleep(2.1)
+    assert outcome(net, tables) == (FATES, 12)
+    with pytest.raises(Unconfirmed):
+        served(net, tmp_path, goal, lambda _journal: iter(()))
+    with entered(net.fw):
+        assert remains() == ()
+    assert outcome(net, tables) == (FATES, 12)
