@@ -6,6 +6,7 @@ interfaces up. None of them looks at packets: that is the book's business.
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -201,6 +202,20 @@ class Conductor:
         time.sleep(1)
         self.stop()
 
+    def canary(self) -> None:
+        """Half of the flows, and an edit meanwhile; then it ends, or is killed."""
+        self.stop()
+        scope = {"interfaces": [], "sources": [], "share": 0.5, "chains": []}
+        goal = {"stage": "canary", "scope": scope, "gates": ["seconds=0.2"]}
+        self.start(Stage.CANARY, "--goal", json.dumps(goal))
+        if not self.reaches(Stage.CANARY):
+            raise Failed(f"bpfilterd does not come to canary:\n{self.said()}")
+        time.sleep(0.7)
+        self.world.edit(self.rng)
+        self.edits += 1
+        time.sleep(0.7)
+        self.stop(self.rng.choice((signal.SIGTERM, signal.SIGKILL)))
+
     def expire(self) -> None:
         """Nobody confirms."""
         self.stop()
@@ -243,6 +258,7 @@ class Conductor:
             "restart": self.restart,
             "teardown": self.tear_down,
             "back to shadow": self.shadow,
+            "a canary of half the flows": self.canary,
             "nobody confirms": self.expire,
         }
         if self.world.backend == "nft":

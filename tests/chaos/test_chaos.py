@@ -36,7 +36,7 @@ def test_a_wrong_dispatch_is_found(backend: str, verdict: str) -> None:
 @pytest.mark.parametrize(
     ("backend", "acts", "points"),
     [
-        ("nft", ("rules are edited",), (12,)),
+        ("nft", ("a canary of half the flows",), (12,)),
         ("legacy", ("SIGKILL",), (20,)),
     ],
 )
