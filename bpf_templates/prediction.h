@@ -51,8 +51,10 @@ enum tally_name {
 	TALLY_TRANSLATED, /* Incomparable */
 	TALLY_OTHER_CHAIN,
 	TALLY_EDITED,
+	TALLY_FOREIGN,
 	TALLY_MISMATCHES,
 	TALLY_SAMPLES_LOST,
+	SHARED_FILTER, /* no count: others have chains at the priority of filter */
 	TALLIES,
 };
 

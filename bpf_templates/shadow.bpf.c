@@ -101,6 +101,14 @@ static __always_inline void revoke_lease(void)
 		run->valid_until = 0;
 }
 
+/* Whether a chain of native nft may have dropped what iptables' filter accepted. */
+static __always_inline int filter_is_shared(void)
+{
+	const __u64 *flag = element(&tally, SHARED_FILTER);
+
+	return flag && *flag;
+}
+
 /* Count what the walk of the packet's own connection state foretold against what happened. */
 static __always_inline void settle(const struct prediction *p, const __u32 actual)
 {
@@ -117,6 +125,10 @@ static __always_inline void settle(const struct prediction *p, const __u32 actua
 	predicted = verdicts[class] == POSSIBLE_ACCEPT ? ACCEPTED
 		    : verdicts[class] == POSSIBLE_DROP ? DROPPED
 						       : OPEN;
+	if (predicted == ACCEPTED && actual == DROPPED && filter_is_shared()) {
+		add_tally(TALLY_FOREIGN);
+		return;
+	}
 	cell = (struct pairs *)element(&pairs, config.slots[slot].counter_base / 2 + entry);
 	if (!cell)
 		return;

@@ -76,8 +76,9 @@ class Tally(IntEnum):
     TRANSLATED = 5
     OTHER_CHAIN = 6
     EDITED = 7
-    MISMATCHES = 8
-    SAMPLES_LOST = 9
+    FOREIGN = 8
+    MISMATCHES = 9
+    SAMPLES_LOST = 10
 
 
 PREDICTION = np.dtype(
@@ -134,7 +135,7 @@ class Shadow:
         self._room = classifier.options.room
         self._swept = {Tally.VANISHED: 0, Tally.QUEUED: 0}
         entries = max(self._contents.counters // 2, 1)
-        self._tally = self._mapped(loaded.map_fd("tally"), np.dtype([("n", "<u8")]), len(Tally))
+        self._tally = self._mapped(loaded.map_fd("tally"), np.dtype([("n", "<u8")]), len(Tally) + 1)
         self._pairs = self._mapped(
             loaded.map_fd("pairs"), np.dtype([("n", "<u8", (3, 2))]), entries
         )
@@ -209,6 +210,13 @@ class Shadow:
     def lost(self) -> int:
         """Predictions that found no room; read without a system call."""
         return int(self._tally.cells["n"][Tally.LOST])
+
+    def share_filter(self, shared: bool) -> None:
+        """Say whether others have chains at the priority of filter: their drops look like its own.
+
+        What is predicted ACCEPT and dropped then counts as FOREIGN.
+        """
+        self._tally.cells["n"][len(Tally)] = shared
 
     def missed(self) -> int:
         """Drops anywhere on the host that the tracepoint did not report to us.

@@ -47,6 +47,7 @@ class Incomparable(StrEnum):
     TRANSLATED = "NAT rewrote it after the prediction"
     OTHER_CHAIN = "it went to the other chain, as NAT may make it"
     EDITED = "the rules were edited while it was on its way"
+    FOREIGN = "a chain of native nft beside filter may have dropped it"
 
 
 @dataclass(frozen=True, slots=True)

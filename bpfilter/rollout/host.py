@@ -91,6 +91,16 @@ def native_nft() -> Sequence[Any]:
     return nft_listing() or ()
 
 
+def filter_is_shared() -> bool:
+    """Whether native nft has base chains where iptables has its filter, or within 2 of it."""
+    chains = (entry["chain"] for entry in native_nft() if "chain" in entry)
+    return any(
+        chain.get("hook") in ("input", "forward") and -2 <= chain.get("prio", 0) <= 2
+        for chain in chains
+        if chain["family"] in ("ip", "ip6", "inet")
+    )
+
+
 def nft_listing() -> Sequence[Any] | None:
     """As `native_nft`, but None where nothing can be listed.
 

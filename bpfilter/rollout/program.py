@@ -19,7 +19,7 @@ from bpfilter.kernel.generation import Generation
 from bpfilter.kernel.options import NOT_EARLY
 from bpfilter.kernel.program import Classifier, Options
 from bpfilter.kernel.syscall import MAP_DELETE, KernelCallFailed, bpf, link_update, map_update
-from bpfilter.rollout import pins
+from bpfilter.rollout import host, pins
 from bpfilter.rollout.attached import Attached, attached
 from bpfilter.rollout.early import EarlyDrops, EarlyRequest, Report
 from bpfilter.rollout.scope import Scope
@@ -205,6 +205,8 @@ class Program:
 
     def accept(self, generation: Generation) -> None:
         """From now on decide while the kernel's rules are of this generation."""
+        if self.watch is not None:
+            self.watch.share_filter(host.filter_is_shared())
         self._classifier.set_generation(generation)
         self.generation = generation
 

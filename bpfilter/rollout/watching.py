@@ -49,6 +49,7 @@ _INCOMPARABLE = {
     Incomparable.TRANSLATED: Tally.TRANSLATED,
     Incomparable.OTHER_CHAIN: Tally.OTHER_CHAIN,
     Incomparable.EDITED: Tally.EDITED,
+    Incomparable.FOREIGN: Tally.FOREIGN,
 }
 
 
@@ -91,6 +92,10 @@ class Watch:
     def lost(self) -> int:
         """Predictions that found no room to be remembered; as cheap."""
         return self._shadow.lost
+
+    def share_filter(self, shared: bool) -> None:
+        """See `Shadow.share_filter`; to be said before a generation of the rules is accepted."""
+        self._shadow.share_filter(shared)
 
     def poll(self) -> None:
         """Take note of what came since the last call; at least every few seconds."""

@@ -19,6 +19,9 @@ from bpfilter.kernel.config import Reason
 from bpfilter.kernel.shadow import PREDICTION, Tally
 from bpfilter.kernel.syscall import map_keys, map_lookup
 from bpfilter.rollout.comparison import Incomparable, RuleKey, Unseen
+from bpfilter.rollout.journal import Journal
+from bpfilter.rollout.request import Request
+from bpfilter.rollout.stages import Rollout
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, RuleRef
 from tests.rollout.network import FW4, PEER4, Net, call, entered
@@ -359,3 +362,32 @@ def wait_until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@BACKENDS
+def test_drops_of_native_nft_beside_filter_are_no_mismatches(
+    net: Net, backend: Backend, tmp_path: Path
+) -> None:
+    load(net, backend)
+    with (
+        entered(net.fw),
+        Journal(tmp_path / "state") as journal,
+        Rollout(Request(("v1",)), journal, lambda _: None) as rollout,
+    ):
+        rollout.shadow()
+        call("nft", "-f", "-", data=BESIDE)
+        assert rollout.tick() is None, "ours and those that were translated are the same"
+        net.send(4001, 5)
+        comparison = rollout.comparison()
+    assert comparison is not None
+    sound(comparison)
+    assert comparison.incomparable[Incomparable.FOREIGN] == 5
+
+
+BESIDE = """table inet beside {
+ chain c {
+  type filter hook input priority 0
+  udp dport 4001 drop
+ }
+}
+"""
