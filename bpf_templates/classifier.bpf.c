@@ -69,8 +69,7 @@ static __always_inline void count_rules(const struct decision *d, const __u32 sl
 static __always_inline enum reason classify(struct __sk_buff *skb, const struct packet *p,
 					    struct decision *d, const __u32 slot)
 {
-	struct selection selected = {};
-	const __u32 *final;
+	__u32 end;
 	int reason;
 
 	d->slot = slot;
@@ -78,10 +77,7 @@ static __always_inline enum reason classify(struct __sk_buff *skb, const struct 
 		return REASON_NO_SLOT;
 	if (config.slots[slot].forward && p->ttl <= 1)
 		return REASON_TTL;
-	reason = select_rows(skb, p, slot, &selected);
-	if (reason)
-		return reason;
-	reason = walk_states(&selected, slot, d->final, &d->node);
+	reason = classify_states(skb, p, slot, d->final, &d->node);
 	if (reason)
 		return reason;
 	d->states = config.slots[slot].states;
@@ -89,11 +85,9 @@ static __always_inline enum reason classify(struct __sk_buff *skb, const struct 
 		count_rules(d, slot, p->length);
 	if (d->node == DEAD)
 		return REASON_NO_CODE;
-	final = element(&nodes, config.slots[slot].node_base + d->node);
-	if (!final)
-		return REASON_LOOKUP;
-	d->code = final[3] & 0xff;
-	d->outcome = final[3] >> 8 & 3;
+	end = final_of(slot, d->node);
+	d->code = end & 0xff;
+	d->outcome = end >> 8 & 3;
 	return d->outcome == OUTCOME_PUNT ? REASON_RULE : REASON_NONE;
 }
 

@@ -7,14 +7,15 @@
 
 #include <linux/types.h>
 
-#define SLOTS	    4
-#define AXES	    17
-#define MAX_GROUPS  8
-#define MAX_STATES  5
-#define MAX_MASKS   8
-#define IDS_BYTES   64 /* an element of `ids` and `ops`, u32 or u16 */
-#define BLOCK_WORDS 8
-#define MISSING	    0xffffffffu
+#define SLOTS	       4
+#define AXES	       17
+#define MAX_GROUPS     8
+#define MAX_STATES     5
+#define MAX_MASKS      8
+#define BLOCK_WORDS    8
+#define MISSING	       0xffffffffu
+#define PUNT_STRIDE    64 /* counts from one CPU to the next */
+#define OUTCOME_STRIDE 16
 
 /* Numbers of AXES in bpfilter/compiler/layout.py. */
 enum axis_name {
@@ -137,7 +138,9 @@ struct slot {
 	__u32 node_base;
 	__u32 counter_base;
 	__u32 mask_count;
-	__u32 raw_entries; /* walks that end before it end in raw PREROUTING */
+	__u32 raw_entries;    /* walks that end before it end in raw PREROUTING */
+	__u32 plain_node[4];  /* behind the root, by the kind of operation that ends the walk */
+	__u32 plain_final[4]; /* that node's code | outcome << 8 */
 	struct masked masks[MAX_MASKS];
 	struct axis axes[AXES];
 };
@@ -164,7 +167,14 @@ struct config {
 	__u32 narrow;	     /* references are u16, else u32 */
 	__u32 small_ids;     /* `ids` are u16 with the trie's pointer bit in bit 15, else u32 */
 	__u32 iterations;
-	__u64 legacy_hook4; /* address of ipt_do_table, 0 if unknown */
+	__u32 pitch; /* bytes from one row to the next */
+	__u32 ids_count;
+	__u32 bounds_count;
+	__u32 rows_count;
+	__u32 blocks_count;
+	__u32 ops_count;
+	__u32 counter_stride; /* from one CPU to the next */
+	__u64 legacy_hook4;   /* address of ipt_do_table, 0 if unknown */
 	__u64 legacy_hook6;
 	__u64 tracking_hook4; /* address of ipv4_conntrack_in, 0 if unknown */
 	__u64 tracking_hook6;

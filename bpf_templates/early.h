@@ -171,25 +171,19 @@ static __always_inline enum reason classify(context_t *ctx, const struct packet 
 					    struct decision *d, const __u32 slot)
 {
 	const __u32 states = config.slots[slot].states;
-	struct selection selected = {};
-	const __u32 *node;
 	__u32 past_raw = 0;
 	int reason;
 
 	d->slot = slot;
 	if (!config.slots[slot].used)
 		return REASON_NO_SLOT;
-	reason = select_rows(ctx, p, slot, &selected);
-	if (reason)
-		return reason;
-	reason = walk_states(&selected, slot, d->final, &d->node);
+	reason = classify_states(ctx, p, slot, d->final, &d->node);
 	if (reason)
 		return reason;
 	d->states = states;
 	if (d->node == DEAD)
 		return REASON_NO_CODE;
-	node = element(&nodes, config.slots[slot].node_base + d->node);
-	if (!node || (node[3] >> 8 & 3) != OUTCOME_DROP)
+	if ((final_of(slot, d->node) >> 8 & 3) != OUTCOME_DROP)
 		return REASON_RULE;
 	for (__u32 i = 0; i < MAX_STATES && i < states; i++)
 		past_raw |= d->final[i] >= config.slots[slot].raw_entries;

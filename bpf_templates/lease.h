@@ -16,12 +16,22 @@
 #define NF_LOCAL_IN    1
 #define HOOK_ENTRIES   32 /* of LOCAL_IN that are looked at */
 
-/* A value further ahead than the longest lease is a mistake (another time namespace): over. */
+/* A value further ahead than the longest lease is a mistake (another time namespace): over. The
+ * coarse clock moves once per tick, so a lease that was good at this tick still is.
+ */
 static __always_inline int lease_over(const struct runtime *run)
 {
-	__u64 now = bpf_ktime_get_coarse_ns();
+	const __u64 until = *(const volatile __u64 *)&run->valid_until;
+	const __u64 vouched = bpf_jiffies64() << 32 | (__u32)until | 1;
+	__u64 now;
 
-	return now >= run->valid_until || run->valid_until - now > LONGEST_LEASE;
+	if (until && run->vouched == vouched)
+		return 0;
+	now = bpf_ktime_get_coarse_ns();
+	if (now >= until || until - now > LONGEST_LEASE)
+		return 1;
+	((struct runtime *)run)->vouched = vouched;
+	return 0;
 }
 
 enum which {

@@ -17,20 +17,17 @@
 		__uint(map_flags, flags);         \
 	} name SEC(".maps")
 
+/* One element, sized by the loader and indexed by us: `config` has the bounds, so that an access
+ * costs a comparison where a lookup costs a trip through memory.
+ */
+#define WHOLE(name) ARRAY(name, 64, BPF_F_MMAPABLE)
+
 #define HASH(name, key, value)                   \
 	struct {                                 \
 		__uint(type, BPF_MAP_TYPE_HASH); \
 		__uint(max_entries, 1);          \
 		__uint(key_size, key);           \
 		__uint(value_size, value);       \
-	} name SEC(".maps")
-
-#define PERCPU(name, size)                               \
-	struct {                                         \
-		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); \
-		__uint(max_entries, 1);                  \
-		__uint(key_size, 4);                     \
-		__uint(value_size, size);                \
 	} name SEC(".maps")
 
 struct address_key {
@@ -53,6 +50,7 @@ struct runtime {
 	__u32 early; /* the early profile's conditions hold: packets may be dropped before netfilter
 		      */
 	__u32 reserved;
+	__u64 vouched; /* the program's: at this tick this lease was good */
 };
 
 struct generation {
@@ -80,11 +78,11 @@ struct record {
 	__u32 reserved;
 };
 
-ARRAY(ids, 64, BPF_F_MMAPABLE);			/* u32 × 16, or u16 × 32 */
-ARRAY(bounds, 16, BPF_F_MMAPABLE);		/* u64 high, low */
-ARRAY(rows, 8, BPF_F_MMAPABLE);			/* u64 × (summary words + references / 2) */
-ARRAY(blocks, 64, BPF_F_MMAPABLE);		/* u64 × 8 */
-ARRAY(ops, 64, BPF_F_MMAPABLE);			/* u32 × 16 */
+WHOLE(ids);					/* u32, or u16 */
+WHOLE(bounds);					/* u64 high, low */
+WHOLE(rows);					/* summary words and references, `pitch` apart */
+WHOLE(blocks);					/* u64 × 8 */
+WHOLE(ops);					/* u32 */
 ARRAY(nodes, 16, BPF_F_MMAPABLE);		/* u32 × 4 */
 HASH(edges, 8, 4);				/* node << 32 | item → node */
 HASH(macs, 8, 4);				/* slot << 48 | address → value */
@@ -92,9 +90,10 @@ ARRAY(interfaces, sizeof(struct interface), 0); /* by ifindex; a hash where thos
 ARRAY(runtime, sizeof(struct runtime), BPF_F_MMAPABLE);
 ARRAY(observed, sizeof(struct generation), 0);
 ARRAY(trace, sizeof(struct record), BPF_F_MMAPABLE);
-PERCPU(counters, sizeof(struct count)); /* 2 × entry: certain; 2 × entry + 1: only possible */
-PERCPU(punts, sizeof(struct count));	/* by reason */
-PERCPU(outcomes, sizeof(struct count)); /* slot × OUTCOMES + outcome */
+/* Counts: one row per possible CPU, so that reading them takes no system call. */
+ARRAY(counters, sizeof(struct count), BPF_F_MMAPABLE); /* 2 × entry: certain; + 1: only possible */
+ARRAY(punts, sizeof(struct count), BPF_F_MMAPABLE);    /* by reason */
+ARRAY(outcomes, sizeof(struct count), BPF_F_MMAPABLE); /* slot × OUTCOMES + outcome */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -111,22 +110,28 @@ static __always_inline const void *element(void *map, __u32 index)
 	return bpf_map_lookup_elem(map, &index);
 }
 
-/* Number `index` of `ids` or `ops`; MISSING past the end. */
-static __always_inline __u32 number_at(void *map, __u32 index, const __u32 small)
+/* Number `index` of `count` in `ids` or `ops`; MISSING past the end. */
+static __always_inline __u32 number_at(const void *numbers, __u32 index, const __u32 count,
+				       const __u32 small)
 {
-	const __u32 count = small ? IDS_BYTES / 2 : IDS_BYTES / 4;
-	const void *block = element(map, index / count);
-
-	if (!block)
+	barrier_var(index);
+	if (index >= count)
 		return MISSING;
-	return small ? ((const __u16 *)block)[index % count]
-		     : ((const __u32 *)block)[index % count];
+	return small ? ((const __u16 *)numbers)[index] : ((const __u32 *)numbers)[index];
 }
 
+/* This CPU's row of counts: Classifier in bpfilter/kernel/program.py reads them. */
 static __always_inline void count(void *map, __u32 index, __u32 bytes)
 {
-	struct count *cell = bpf_map_lookup_elem(map, &index);
+	struct count *cell;
 
+	if (map == &counters)
+		index += bpf_get_smp_processor_id() * config.counter_stride;
+	else if (map == &punts)
+		index += bpf_get_smp_processor_id() * PUNT_STRIDE;
+	else
+		index += bpf_get_smp_processor_id() * OUTCOME_STRIDE;
+	cell = bpf_map_lookup_elem(map, &index);
 	if (cell) {
 		cell->packets++;
 		cell->bytes += bytes;

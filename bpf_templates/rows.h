@@ -68,22 +68,22 @@ static __always_inline __u32 mask_bits(const struct packet *p, const __u32 slot)
 	return bits;
 }
 
-static __always_inline __u32 id_at(__u32 index)
+static __always_inline __u32 id_at(const void *numbers, __u32 index)
 {
-	return number_at(&ids, index, config.small_ids);
+	return number_at(numbers, index, config.ids_count, config.small_ids);
 }
 
-static __always_inline __u32 trie4_class(const __u32 base, __u32 address)
+static __always_inline __u32 trie4_class(const void *numbers, const __u32 base, __u32 address)
 {
 	const __u32 pointer = config.small_ids ? 1u << 15 : 1u << 31;
-	__u32 found = id_at(base + (address >> 16));
+	__u32 found = id_at(numbers, base + (address >> 16));
 
 	if (found == MISSING || !(found & pointer))
 		return found;
-	found = id_at(base + 65536 + (found & ~pointer) * 256 + (address >> 8 & 255));
+	found = id_at(numbers, base + 65536 + (found & ~pointer) * 256 + (address >> 8 & 255));
 	if (found == MISSING || !(found & pointer))
 		return found;
-	return id_at(base + 65536 + (found & ~pointer) * 256 + (address & 255));
+	return id_at(numbers, base + 65536 + (found & ~pointer) * 256 + (address & 255));
 }
 
 /* 1 if a < b. Without branches: the verifier would follow both sides at every halving. */
@@ -93,22 +93,28 @@ static __always_inline __u64 below(__u64 a, __u64 b)
 }
 
 /* Binary search by halves: the count is a constant, so the verifier walks one path. */
-static __always_inline __u32 bounds6_class(const __u32 slot, const __u32 n, const __u32 *address)
+static __always_inline __u32 bounds6_class(const void *numbers, const __u32 slot, const __u32 n,
+					   const __u32 *address)
 {
 	const __u64 high = (__u64)address[0] << 32 | address[1];
 	const __u64 low = (__u64)address[2] << 32 | address[3];
 	__u32 count = AXIS(slot, n).bounds_count;
 	__u32 first = AXIS(slot, n).bounds_base;
+	const struct bound *all = element(&bounds, 0);
 	const struct bound *bound;
 	__u32 found = 0;
 
+	if (!all)
+		return MISSING;
 	for (__u32 i = 0; i < MAX_HALVINGS && count > 1; i++) {
 		__u32 half = count / 2;
+		__u32 index = first + found + half;
 		__u64 borrow;
 
-		bound = element(&bounds, first + found + half);
-		if (!bound)
+		barrier_var(index);
+		if (index >= config.bounds_count)
 			return MISSING;
+		bound = &all[index];
 		borrow = below(low, bound->low);
 		borrow = below(high, bound->high) | below(high - bound->high, borrow);
 		/* Multiplied, not masked: the verifier forks on masks of 0 and -1. */
@@ -116,10 +122,11 @@ static __always_inline __u32 bounds6_class(const __u32 slot, const __u32 n, cons
 		found += half * (__u32)(borrow ^ 1);
 		count -= half;
 	}
-	return id_at(AXIS(slot, n).base + found);
+	return id_at(numbers, AXIS(slot, n).base + found);
 }
 
-static __always_inline __u32 mac_class(context_t *ctx, const struct packet *p, const __u32 slot)
+static __always_inline __u32 mac_class(context_t *ctx, const struct packet *p, const void *numbers,
+				       const __u32 slot)
 {
 	struct mac address;
 	const __u32 *value;
@@ -130,7 +137,7 @@ static __always_inline __u32 mac_class(context_t *ctx, const struct packet *p, c
 	for (__u32 i = 0; i < 3; i++)
 		key = key << 16 | bpf_ntohs(address.words[i]);
 	value = bpf_map_lookup_elem(&macs, &key);
-	return id_at(AXIS(slot, MAC_SOURCE).base + (value ? *value : 0));
+	return id_at(numbers, AXIS(slot, MAC_SOURCE).base + (value ? *value : 0));
 }
 
 /* The classes of interface names; MISSING for a device that was not known at load. */
@@ -185,8 +192,8 @@ static __always_inline __u32 axis_value(context_t *ctx, const struct packet *p, 
 	return MISSING;
 }
 
-static __always_inline __u32 axis_class(context_t *ctx, const struct packet *p, const __u32 slot,
-					const __u32 n)
+static __always_inline __u32 axis_class(context_t *ctx, const struct packet *p, const void *numbers,
+					const __u32 slot, const __u32 n)
 {
 	__u32 value;
 
@@ -194,13 +201,13 @@ static __always_inline __u32 axis_class(context_t *ctx, const struct packet *p, 
 		const __u32 *address = n == SOURCE ? p->source : p->destination;
 
 		if (slot < 2)
-			return trie4_class(AXIS(slot, n).base, address[3]);
-		return bounds6_class(slot, n, address);
+			return trie4_class(numbers, AXIS(slot, n).base, address[3]);
+		return bounds6_class(numbers, slot, n, address);
 	}
 	if (n == MAC_SOURCE)
-		return mac_class(ctx, p, slot);
+		return mac_class(ctx, p, numbers, slot);
 	value = axis_value(ctx, p, slot, n);
-	return value == MISSING ? MISSING : id_at(AXIS(slot, n).base + value);
+	return value == MISSING ? MISSING : id_at(numbers, AXIS(slot, n).base + value);
 }
 
 static __always_inline enum reason missing(const __u32 n)
@@ -216,10 +223,11 @@ static __always_inline int select_of(context_t *ctx, const struct packet *p, con
 	const __u32 used = config.slots[slot].axes_used;
 	const __u32 combine = config.slots[slot].axes_combine;
 	const __u32 last = config.slots[slot].axes_last;
+	const void *numbers = element(&ids, 0);
 	__u32 combined = 0;
 	__u32 group = 0;
 
-	if (!p || !selected)
+	if (!p || !selected || !numbers)
 		return REASON_LOOKUP;
 #pragma unroll
 	for (__u32 n = 0; n < AXES; n++) {
@@ -229,12 +237,12 @@ static __always_inline int select_of(context_t *ctx, const struct packet *p, con
 			continue;
 		if (n == MAC_SOURCE && p->network != ETH_HLEN)
 			return REASON_NO_ETHERNET;
-		id = axis_class(ctx, p, slot, n);
+		id = axis_class(ctx, p, numbers, slot, n);
 		if (id == MISSING)
 			return missing(n);
 		if (combine & 1 << n) {
-			id = id_at(AXIS(slot, n).combine_base + combined * AXIS(slot, n).classes +
-				   id);
+			id = id_at(numbers, AXIS(slot, n).combine_base +
+						    combined * AXIS(slot, n).classes + id);
 			if (id == MISSING)
 				return REASON_LOOKUP;
 		}
@@ -246,36 +254,6 @@ static __always_inline int select_of(context_t *ctx, const struct packet *p, con
 		selected->row[group++] = AXIS(slot, n).row_base + id;
 	}
 	return REASON_NONE;
-}
-
-/* Return an enum reason. Not static: the verifier then checks them once, by themselves, instead of
- * following every way to here through them.
- */
-#define SELECT(slot)                                                        \
-	__noinline int select##slot(context_t *ctx, const struct packet *p, \
-				    struct selection *selected)             \
-	{                                                                   \
-		return select_of(ctx, p, slot, selected);                   \
-	}
-
-SELECT(0)
-SELECT(1)
-SELECT(2)
-SELECT(3)
-
-static __always_inline int select_rows(context_t *ctx, const struct packet *p, const __u32 slot,
-				       struct selection *selected)
-{
-	switch (slot) {
-	case 0:
-		return select0(ctx, p, selected);
-	case 1:
-		return select1(ctx, p, selected);
-	case 2:
-		return select2(ctx, p, selected);
-	default:
-		return select3(ctx, p, selected);
-	}
 }
 
 #endif

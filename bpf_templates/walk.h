@@ -11,9 +11,14 @@
 #define DEAD 0 /* the node of residuals without a code */
 #define ROOT 1
 
+/* A walk in line ends after so many; the few that go further begin again, with bpf_loop(). */
+#define QUICK_STEPS 8
+
 struct walk {
 	const __u64 *rows[MAX_GROUPS];
 	const __u64 *state_row;
+	const void *blocks;
+	const __u32 *ops;
 	__u64 summary; /* candidates left in summary word `cursor` */
 	__u32 cursor;
 	__u32 position; /* entries before it are passed over */
@@ -42,26 +47,47 @@ static __always_inline __u64 and_summary(const struct walk *w, const __u32 slot,
 
 	if (config.slots[slot].stateful)
 		word = w->state_row[cursor];
-	for (__u32 i = 0; i < groups; i++)
-		word &= w->rows[i][cursor];
+#pragma unroll
+	for (__u32 i = 0; i < MAX_GROUPS; i++)
+		if (i < groups)
+			word &= w->rows[i][cursor];
 	return word;
 }
 
 /* The block of a row's leaf words; one that is not there is a row without entries. */
-static __always_inline const __u64 *row_block(const __u64 *row, __u32 block)
+static __always_inline const __u64 *row_block(const void *all, const __u64 *row, __u32 block)
 {
 	const void *references = row + config.summary_words;
+	__u32 index = config.narrow ? ((const __u16 *)references)[block]
+				    : ((const __u32 *)references)[block];
 
-	if (config.narrow)
-		return element(&blocks, ((const __u16 *)references)[block]);
-	return element(&blocks, ((const __u32 *)references)[block]);
+	barrier_var(index);
+	if (index >= config.blocks_count)
+		return 0;
+	return all + (__u64)index * (BLOCK_WORDS * 8);
 }
 
 static __always_inline __u32 node_after(const __u32 slot, __u32 node, __u32 kind)
 {
-	const __u32 *row = element(&nodes, config.slots[slot].node_base + node);
+	const __u32 *row;
 
+	if (node == ROOT)
+		return config.slots[slot].plain_node[kind & 3];
+	row = element(&nodes, config.slots[slot].node_base + node);
 	return row ? row[(kind - OP_ACCEPT) & 3] : DEAD;
+}
+
+/* `code | outcome << 8` of a node that walks end at; 0, PUNT, of any other. */
+static __always_inline __u32 final_of(const __u32 slot, __u32 node)
+{
+	const __u32 *row;
+
+	if (node == config.slots[slot].plain_node[OP_ACCEPT])
+		return config.slots[slot].plain_final[OP_ACCEPT];
+	if (node == config.slots[slot].plain_node[OP_DROP])
+		return config.slots[slot].plain_final[OP_DROP];
+	row = element(&nodes, config.slots[slot].node_base + node);
+	return row ? row[3] : 0;
 }
 
 static __always_inline __u32 node_behind_item(const __u32 slot, __u32 node, __u32 item)
@@ -92,7 +118,7 @@ static __always_inline int skip_to(struct walk *w, const __u32 slot, __u32 posit
 /* Execute the operation of an entry that holds the packet. Returns 1 at the walk's end. */
 static __always_inline int operate(struct walk *w, const __u32 slot, __u32 entry)
 {
-	__u32 op = number_at(&ops, config.slots[slot].ops_base + entry, 0);
+	__u32 op = number_at(w->ops, config.slots[slot].ops_base + entry, config.ops_count, 0);
 	__u32 argument = op & 0x0fffffff;
 	__u32 kind = op >> 28;
 
@@ -134,6 +160,20 @@ static __always_inline int meet(const __u64 *left, const __u64 *right)
 	return any != 0;
 }
 
+static __always_inline __u64 and_words(const __u64 **block, const __u32 slot, __u32 word)
+{
+	const __u32 groups = config.slots[slot].groups;
+	__u64 leaf = ~0ull;
+
+	if (config.slots[slot].stateful)
+		leaf = block[MAX_GROUPS][word];
+#pragma unroll
+	for (__u32 i = 0; i < MAX_GROUPS; i++)
+		if (i < groups)
+			leaf &= block[i][word];
+	return leaf;
+}
+
 /* Look through the next block (eight leaf words, a byte of the summary) that may hold an entry: one
  * reference per row serves all its words. Returns 1 at the walk's end.
  */
@@ -142,7 +182,9 @@ static __always_inline long step(struct walk *w, const __u32 slot)
 	const __u32 groups = config.slots[slot].groups;
 	const __u64 *block[MAX_GROUPS + 1];
 	__u64 summary = w->summary;
-	__u32 first, byte, number;
+	__u32 first, number, word;
+	__u32 byte, found = 0;
+	__u64 leaf;
 
 	if (!summary)
 		return next_summary(w, slot);
@@ -153,8 +195,11 @@ static __always_inline long step(struct walk *w, const __u32 slot)
 	barrier_var(number);
 	if (number >= config.stripes)
 		return 1;
-	for (__u32 i = 0; i < groups; i++) {
-		block[i] = row_block(w->rows[i], number);
+#pragma unroll
+	for (__u32 i = 0; i < MAX_GROUPS; i++) {
+		if (i >= groups)
+			continue;
+		block[i] = row_block(w->blocks, w->rows[i], number);
 		if (!block[i])
 			return 1;
 		/* Mostly the two addresses, which leave nothing of most blocks. */
@@ -162,27 +207,31 @@ static __always_inline long step(struct walk *w, const __u32 slot)
 			return 0;
 	}
 	if (config.slots[slot].stateful) {
-		block[MAX_GROUPS] = row_block(w->state_row, number);
+		block[MAX_GROUPS] = row_block(w->blocks, w->state_row, number);
 		if (!block[MAX_GROUPS])
 			return 1;
 	}
+	/* Without branches: which words they have in common is hard to predict. */
 #pragma unroll
 	for (__u32 i = 0; i < BLOCK_WORDS; i++) {
-		__u32 word = number * BLOCK_WORDS + i;
-		__u64 leaf = ~0ull;
-
-		if (!(byte >> i & 1))
-			continue;
-		if (config.slots[slot].stateful)
-			leaf = block[MAX_GROUPS][i];
-		for (__u32 row = 0; row < groups; row++)
-			leaf &= block[row][i];
-		if (word == w->position / 64)
-			leaf &= ~0ull << (w->position % 64);
-		if (leaf)
-			return operate(w, slot, word * 64 + lowest_bit(leaf));
+		leaf = and_words(block, slot, i);
+		leaf |= -leaf;
+		barrier_var(leaf); /* or clang makes a branch of it */
+		found |= (__u32)(leaf >> 63) << i;
 	}
-	return 0;
+	found &= byte;
+	if (!found)
+		return 0;
+	word = lowest_bit(found) & 7;
+	leaf = and_words(block, slot, word);
+	word += number * BLOCK_WORDS;
+	w->summary = summary & ~0ull << (word % 64) << 1;
+	if (word == w->position / 64) {
+		leaf &= ~0ull << (w->position % 64);
+		if (!leaf)
+			return 0;
+	}
+	return operate(w, slot, word * 64 + lowest_bit(leaf));
 }
 
 static long step0(__u32 index, void *walk)
@@ -205,25 +254,29 @@ static long step3(__u32 index, void *walk)
 	return step(walk, 3);
 }
 
-/* Most packets' walks are one step long. */
-static __always_inline void steps(struct walk *w, const __u32 slot)
+/* Nobody takes the address of what quick steps work on: clang keeps it in registers. */
+static __always_inline void quick_steps(struct walk *w, const __u32 slot)
+{
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < QUICK_STEPS; i++)
+		if (step(w, slot))
+			return;
+}
+
+static __always_inline void many_steps(struct walk *w, const __u32 slot)
 {
 	switch (slot) {
 	case 0:
-		if (!step0(0, w))
-			bpf_loop(config.iterations, step0, w, 0);
+		bpf_loop(config.iterations, step0, w, 0);
 		break;
 	case 1:
-		if (!step1(0, w))
-			bpf_loop(config.iterations, step1, w, 0);
+		bpf_loop(config.iterations, step1, w, 0);
 		break;
 	case 2:
-		if (!step2(0, w))
-			bpf_loop(config.iterations, step2, w, 0);
+		bpf_loop(config.iterations, step2, w, 0);
 		break;
 	case 3:
-		if (!step3(0, w))
-			bpf_loop(config.iterations, step3, w, 0);
+		bpf_loop(config.iterations, step3, w, 0);
 		break;
 	}
 }
@@ -239,31 +292,49 @@ struct trip {
 	__u32 entry; /* at which the last walk ended */
 };
 
-/* One state's walk. */
+static __always_inline const __u64 *row_at(const void *all, __u32 index)
+{
+	barrier_var(index);
+	return index < config.rows_count ? all + (__u64)index * config.pitch : 0;
+}
+
+/* One state's walk; REASON_LONG_WALK and no change to *trip if it did not come to an end. */
 static __always_inline int walk_of(const struct selection *selected, struct trip *trip, __u32 state,
-				   const __u32 slot)
+				   const __u32 slot, const int quick)
 {
 	const __u32 groups = config.slots[slot].groups;
+	const void *all = element(&rows, 0);
 	struct walk w;
 
-	if (!selected || !trip)
+	if (!selected || !trip || !all)
 		return REASON_LOOKUP;
-	for (__u32 i = 0; i < groups && i < MAX_GROUPS; i++) {
-		w.rows[i] = element(&rows, selected->row[i]);
+#pragma unroll
+	for (__u32 i = 0; i < MAX_GROUPS; i++) {
+		w.rows[i] = 0;
+		if (i >= groups)
+			continue;
+		w.rows[i] = row_at(all, selected->row[i]);
 		if (!w.rows[i])
 			return REASON_LOOKUP;
 	}
 	w.state_row = 0;
 	if (config.slots[slot].stateful) {
-		w.state_row = element(&rows, config.slots[slot].state_row + state);
+		w.state_row = row_at(all, config.slots[slot].state_row + state);
 		if (!w.state_row)
 			return REASON_LOOKUP;
 	}
+	w.blocks = element(&blocks, 0);
+	w.ops = element(&ops, 0);
+	if (!w.blocks || !w.ops)
+		return REASON_LOOKUP;
 	w.start = w.node = trip->node;
 	w.position = w.cursor = zero;
 	w.entry = w.ended = 0;
 	w.summary = and_summary(&w, slot, 0);
-	steps(&w, slot);
+	if (quick)
+		quick_steps(&w, slot);
+	else
+		many_steps(&w, slot);
 	if (!w.ended)
 		return REASON_LONG_WALK;
 	trip->node = w.node;
@@ -272,17 +343,45 @@ static __always_inline int walk_of(const struct selection *selected, struct trip
 }
 
 /* Return an enum reason; not static, as select0() … are not. */
-#define WALK(slot)                                                                     \
-	__noinline int walk##slot(const struct selection *selected, struct trip *trip, \
-				  __u32 state)                                         \
-	{                                                                              \
-		return walk_of(selected, trip, state, slot);                           \
+#define WALK(slot)                                                                                 \
+	__noinline int quick_walk##slot(const struct selection *selected, struct trip *trip,       \
+					__u32 state)                                               \
+	{                                                                                          \
+		return walk_of(selected, trip, state, slot, 1);                                    \
+	}                                                                                          \
+	__noinline int long_walk##slot(const struct selection *selected, struct trip *trip,        \
+				       __u32 state)                                                \
+	{                                                                                          \
+		return walk_of(selected, trip, state, slot, 0);                                    \
+	}                                                                                          \
+	static __always_inline int walk##slot(const struct selection *selected, struct trip *trip, \
+					      __u32 state)                                         \
+	{                                                                                          \
+		int reason = quick_walk##slot(selected, trip, state);                              \
+                                                                                                   \
+		return reason == REASON_LONG_WALK ? long_walk##slot(selected, trip, state)         \
+						  : reason;                                        \
 	}
 
 WALK(0)
 WALK(1)
 WALK(2)
 WALK(3)
+
+static __always_inline int long_walk(const __u32 slot, const struct selection *selected,
+				     struct trip *trip, __u32 state)
+{
+	switch (slot) {
+	case 0:
+		return long_walk0(selected, trip, state);
+	case 1:
+		return long_walk1(selected, trip, state);
+	case 2:
+		return long_walk2(selected, trip, state);
+	default:
+		return long_walk3(selected, trip, state);
+	}
+}
 
 static __always_inline int walk(const __u32 slot, const struct selection *selected,
 				struct trip *trip, __u32 state)
@@ -299,16 +398,54 @@ static __always_inline int walk(const __u32 slot, const struct selection *select
 	}
 }
 
-/* All states' walks; `final` gets the entry at which each ends, `node` the node after the last. */
-static __always_inline enum reason walk_states(const struct selection *selected, const __u32 slot,
-					       __u32 *final, __u32 *node)
+/* The rows and the first state's walk in one: every call and return costs more than a step. */
+#define FIRST(slot)                                                               \
+	__noinline int first##slot(context_t *ctx, const struct packet *p,        \
+				   struct selection *selected, struct trip *trip) \
+	{                                                                         \
+		int reason = select_of(ctx, p, slot, selected);                   \
+                                                                                  \
+		return reason ? reason : walk_of(selected, trip, 0, slot, 1);     \
+	}
+
+FIRST(0)
+FIRST(1)
+FIRST(2)
+FIRST(3)
+
+static __always_inline int first_walk(const __u32 slot, context_t *ctx, const struct packet *p,
+				      struct selection *selected, struct trip *trip)
+{
+	switch (slot) {
+	case 0:
+		return first0(ctx, p, selected, trip);
+	case 1:
+		return first1(ctx, p, selected, trip);
+	case 2:
+		return first2(ctx, p, selected, trip);
+	default:
+		return first3(ctx, p, selected, trip);
+	}
+}
+
+/* Rows and all states' walks: `final` gets the entry at which each ends, `node` the node after the
+ * last. An enum reason.
+ */
+static __always_inline int classify_states(context_t *ctx, const struct packet *p, const __u32 slot,
+					   __u32 *final, __u32 *node)
 {
 	const __u32 states = config.slots[slot].states;
+	struct selection selected = {};
 	struct trip trip = {.node = ROOT};
+	int reason = first_walk(slot, ctx, p, &selected, &trip);
 
-	for (__u32 state = 0; state < MAX_STATES && state < states; state++) {
-		int reason = walk(slot, selected, &trip, state);
-
+	if (reason == REASON_LONG_WALK)
+		reason = long_walk(slot, &selected, &trip, 0);
+	if (reason)
+		return reason;
+	final[0] = trip.entry;
+	for (__u32 state = 1; state < MAX_STATES && state < states; state++) {
+		reason = walk(slot, &selected, &trip, state);
 		if (reason)
 			return reason;
 		final[state] = trip.entry;

@@ -12,7 +12,9 @@ from bpfilter.compiler.layout import AXES
 SLOTS = 4
 MAX_STATES = 5
 MAX_MASKS = 8
-IDS_BYTES = 64
+PUNT_STRIDE = 64
+OUTCOME_STRIDE = 16
+"""Counts from one CPU to the next."""
 
 _u32 = ctypes.c_uint32
 _u64 = ctypes.c_uint64
@@ -118,6 +120,8 @@ class SlotConfig(ctypes.Structure):
                 "raw_entries",
             )
         ),
+        ("plain_node", _u32 * 4),
+        ("plain_final", _u32 * 4),
         ("masks", Masked * MAX_MASKS),
         ("axes", Axis * len(AXES)),
     )
@@ -149,6 +153,13 @@ class Config(ctypes.Structure):
                 "narrow",
                 "small_ids",
                 "iterations",
+                "pitch",
+                "ids_count",
+                "bounds_count",
+                "rows_count",
+                "blocks_count",
+                "ops_count",
+                "counter_stride",
             )
         ),
         ("legacy_hook4", _u64),
@@ -168,6 +179,7 @@ RUNTIME = np.dtype(
         ("out_class", "<u4", (SLOTS,)),
         ("early", "<u4"),
         ("reserved", "<u4"),
+        ("vouched", "<u8"),
     ]
 )
 GENERATION = np.dtype([("legacy", "<u8", (2,)), ("nft", "<u4"), ("known", "<u4")])

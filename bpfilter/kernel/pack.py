@@ -12,8 +12,9 @@ import numpy.typing as npt
 from bpfilter.compiler.ir import FlatChain, OpKind
 from bpfilter.compiler.layout import AXES, BLOCK_WORDS, TRIE_POINTER, U32, U64, ChainTables
 from bpfilter.compiler.plan import Image, Slot
+from bpfilter.compiler.transitions import ROOT
 from bpfilter.errors import CompileError
-from bpfilter.kernel.config import IDS_BYTES, MAX_MASKS, MAX_STATES, SLOTS, Config, SlotConfig
+from bpfilter.kernel.config import MAX_MASKS, MAX_STATES, SLOTS, Config, SlotConfig
 from bpfilter.ruleset.fields import Family, Field
 
 LINE = 64
@@ -21,6 +22,8 @@ LINE = 64
 
 NARROW = 1 << 16
 """Up to so many blocks are referred to by u16: a row of 10 000 entries is then one cache line."""
+
+_COUNTS_PER_LINE = LINE // 16
 
 OP_LAST_ITEM = 6
 SMALL = 1 << 15
@@ -48,6 +51,11 @@ class Contents:
     counters: int
     slots: tuple[Slot | None, ...]
     counter_bases: tuple[int, ...]
+
+    @property
+    def counter_stride(self) -> int:
+        """Counts from one CPU's row of counters to the next: rows begin with a cache line."""
+        return -(-self.counters // _COUNTS_PER_LINE) * _COUNTS_PER_LINE
 
     @property
     def nbytes(self) -> int:
@@ -117,17 +125,18 @@ def pack(image: Image, config: Config) -> Contents:
         _slot_config(target, slot, ids.add(tables.ids), bounds.add(tables.bounds), row_base)
         target.ops_base = ops.add(_ops(tables))
         target.node_base = nodes.add(slot.transitions.nodes)
+        _plain(target, slot.transitions.nodes)
         target.counter_base = counters
         counters += 2 * len(tables.ops)
         for (node, item), behind in slot.transitions.edges.items():
             edges[(target.node_base + node) << 32 | item] = behind
         macs.update({number << 48 | address: value for address, value in tables.macs.items()})
-    return Contents(
-        ids=_padded(_small(ids.parts) if config.small_ids else ids.parts),
+    contents = Contents(
+        ids=_joined(_small(ids.parts) if config.small_ids else ids.parts),
         bounds=np.concatenate([np.zeros((0, 2), np.uint64), *bounds.parts]),
         rows=np.concatenate([np.zeros((0, pitch), np.uint64), *rows.parts]),
         blocks=np.concatenate([np.zeros((0, BLOCK_WORDS), np.uint64), *blocks.parts]),
-        ops=_padded(ops.parts),
+        ops=_joined(ops.parts),
         nodes=np.concatenate([np.zeros((0, 4), np.uint32), *nodes.parts]),
         edges=_hash(edges),
         macs=_hash(macs),
@@ -135,6 +144,19 @@ def pack(image: Image, config: Config) -> Contents:
         slots=slots,
         counter_bases=tuple(bases),
     )
+    _bound(config, contents)
+    return contents
+
+
+def _bound(config: Config, contents: Contents) -> None:
+    """How far the program may reach into every table."""
+    config.pitch = 8 * contents.rows.shape[1]
+    config.ids_count = len(contents.ids)
+    config.bounds_count = len(contents.bounds)
+    config.rows_count = len(contents.rows)
+    config.blocks_count = len(contents.blocks)
+    config.ops_count = len(contents.ops)
+    config.counter_stride = contents.counter_stride
 
 
 def _stripes(tables: ChainTables) -> int:
@@ -210,6 +232,14 @@ def _slot_config(target: SlotConfig, slot: Slot, ids: int, bounds: int, rows: in
             m.value[word] = masked.value >> (96 - 32 * word) & 0xFFFFFFFF
 
 
+def _plain(target: SlotConfig, nodes: U32) -> None:
+    """What a walk from the root comes to that meets no item."""
+    for kind in (OpKind.ACCEPT, OpKind.DROP, OpKind.PUNT):
+        node = int(nodes[ROOT, kind - OpKind.ACCEPT])
+        target.plain_node[kind] = node
+        target.plain_final[kind] = int(nodes[node, 3])
+
+
 def _stateful(flat: FlatChain) -> bool:
     """Whether some entry fails to apply in some state: then rows of states take part.
 
@@ -223,10 +253,8 @@ def _small(parts: Sequence[Numbers]) -> list[Numbers]:
     return [(ids & (SMALL - 1) | (ids & U32_POINTER) >> 16).astype(np.uint16) for ids in parts]
 
 
-def _padded(parts: Sequence[Numbers]) -> Numbers:
-    whole = np.concatenate(parts) if parts else np.zeros(0, np.uint32)
-    missing = -whole.nbytes % IDS_BYTES // whole.itemsize
-    return np.concatenate([whole, np.zeros(missing, whole.dtype)])
+def _joined(parts: Sequence[Numbers]) -> Numbers:
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint32)
 
 
 def _hash(entries: dict[int, int]) -> tuple[U64, U32]:

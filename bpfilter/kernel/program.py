@@ -25,7 +25,8 @@ from bpfilter.kernel.attach import AttachKind, Attachment, attach
 from bpfilter.kernel.config import (
     COUNT,
     GENERATION,
-    IDS_BYTES,
+    OUTCOME_STRIDE,
+    PUNT_STRIDE,
     RECORD,
     RUNTIME,
     SLOTS,
@@ -88,6 +89,10 @@ class Classifier:
         self._stack = ExitStack()
         self._stack.callback(loaded.close)
         self._runtime = self._mapped("runtime", RUNTIME, 1)
+        self._counts = {
+            name: self._mapped(name, COUNT, count)
+            for name, count in _count_cells(contents, options).items()
+        }
         self._records = self._mapped("trace", RECORD, _record_count(options.trace))
 
     @classmethod
@@ -266,12 +271,11 @@ class Classifier:
         return result
 
     def _totals(self, name: str, entries: int) -> np.ndarray[tuple[int, ...], np.dtype[np.void]]:
-        cpus = possible_cpus()
-        raw = syscall.array_lookup_all(self.map_fd(name), max(entries, 1), cpus * COUNT.itemsize)
-        cells = np.frombuffer(raw, COUNT).reshape(-1, cpus)
-        totals = np.zeros(len(cells), COUNT)
-        for column in ("packets", "bytes"):
-            totals[column] = cells[column].sum(axis=1)
+        """The sums over all CPUs' rows."""
+        cells = self._counts[name].cells.reshape(possible_cpus(), -1)[:, :entries]
+        totals = np.zeros(entries, COUNT)
+        for column in COUNT.names or ():
+            totals[column] = cells[column].sum(axis=0)
         return totals
 
     def _mapped(self, name: str, dtype: np.dtype[np.void], entries: int) -> MappedArray:
@@ -306,12 +310,8 @@ def _record_count(trace: Trace) -> int:
 
 
 def _size_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
-    loaded.set_map("ids", max_entries=contents.ids.nbytes // IDS_BYTES)
-    loaded.set_map("ops", max_entries=contents.ops.nbytes // IDS_BYTES)
-    loaded.set_map("bounds", max_entries=len(contents.bounds))
-    pitch = contents.rows.shape[1]
-    loaded.set_map("rows", max_entries=len(contents.rows), value_size=8 * pitch)
-    loaded.set_map("blocks", max_entries=len(contents.blocks))
+    for name in ("ids", "bounds", "rows", "blocks", "ops"):
+        loaded.set_map(name, value_size=max(getattr(contents, name).nbytes, 8))
     loaded.set_map("nodes", max_entries=len(contents.nodes))
     loaded.set_map("edges", max_entries=len(contents.edges[0]))
     loaded.set_map("macs", max_entries=len(contents.macs[0]))
@@ -319,12 +319,21 @@ def _size_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
     loaded.set_map("addresses", max_entries=max(2 * len(options.addresses), 1024))
     loaded.set_map("scope", max_entries=len(options.scope_sources))
     loaded.set_map("trace", max_entries=_record_count(options.trace))
-    loaded.set_map("counters", max_entries=contents.counters if options.counting else 1)
     if options.template is Template.CLASSIFIER:
         compared = options.shadow_share > 0 or options.verify_share > 0
         loaded.set_map("predictions", max_entries=options.room if compared else 1)
-    loaded.set_map("punts", max_entries=len(Reason))
-    loaded.set_map("outcomes", max_entries=SLOTS * len(Outcome))
+    for name, count in _count_cells(contents, options).items():
+        loaded.set_map(name, max_entries=count)
+
+
+def _count_cells(contents: Contents, options: Options) -> dict[str, int]:
+    """How many counts each map of them holds: a row per possible CPU."""
+    strides = {
+        "counters": contents.counter_stride if options.counting else 1,
+        "punts": PUNT_STRIDE,
+        "outcomes": OUTCOME_STRIDE,
+    }
+    return {name: possible_cpus() * max(stride, 1) for name, stride in strides.items()}
 
 
 def _size_interfaces(loaded: BpfObject, interfaces: Mapping[int, str]) -> None:
