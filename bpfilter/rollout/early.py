@@ -25,6 +25,7 @@ from bpfilter.kernel.config import Early, EarlyNow
 from bpfilter.kernel.generation import Generation
 from bpfilter.kernel.options import Template
 from bpfilter.kernel.program import Classifier
+from bpfilter.kernel.syscall import link_update
 from bpfilter.kernel.xdp import ForeignXdp, XdpLink, XdpMode, attach_xdp, hides_vlan_tags
 from bpfilter.rollout import pins
 from bpfilter.rollout.conditions import early_conditions, expectations_possible, lookups_possible
@@ -33,6 +34,7 @@ from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import RuleRef, Ruleset
 
 Report = Callable[[str], None]
+Link = TcxLink | XdpLink
 _TEMPLATES = {Depth.TC: Template.EARLY, Depth.XDP: Template.XDP}
 NATIVE = (
     "attaching at native XDP may reset the device: for a moment it may lose packets or its link"
@@ -114,6 +116,7 @@ class EarlyDrops:
         self._expected = True
         self._checked: Generation | None = None
         self._stack = ExitStack()
+        self._held: dict[str, Link] = {}
         self.links: set[int] = set()
         self.trouble: str | None = None
 
@@ -125,29 +128,62 @@ class EarlyDrops:
         links: Mapping[str, int],
         asked: EarlyRequest,
         report: Report,
+        held: Mapping[str, Link] | None = None,
     ) -> EarlyDrops:
         """Load and attach at these interfaces (name → index); nothing is dropped until `vouch`.
 
         KernelError or CompileError, with nothing left behind, where that is impossible. An
-        interface that XDP cannot have is reported, and TC serves it.
+        interface that XDP cannot have is reported, and TC serves it. `held`: the links that other
+        early drops released; where they fit, they change programs in place, so that no device is
+        reset, and they are closed where they do not.
         """
         made = cls(classifier, asked, report)
         try:
             made._interfaces = tuple(links)
-            pins.detach_early()
             made._expected = expectations_possible(rulesets.values())
-            made._attach(rulesets, links)
+            made._attach(rulesets, links, dict(held or {}))
         except BaseException:
             made.close()
             raise
         return made
 
-    def _attach(self, rulesets: Mapping[Family, Ruleset], links: Mapping[str, int]) -> None:
-        for name, index in links.items():
-            if name in self._asked.xdp and self._attach_xdp(name, index, rulesets, links):
-                continue
-            program = self._program(Depth.TC, rulesets, links)
-            self._keep(attach_first(program.fd, index), name)
+    def _attach(
+        self, rulesets: Mapping[Family, Ruleset], links: Mapping[str, int], held: dict[str, Link]
+    ) -> None:
+        try:
+            for name, index in links.items():
+                link = self._take_over(name, held, rulesets, links)
+                if link is None and name in self._asked.xdp:
+                    link = self._attach_xdp(name, index, rulesets, links)
+                if link is None:
+                    link = attach_first(self._program(Depth.TC, rulesets, links).fd, index)
+                self._held[name] = link
+                self.links.add(pins.link_id(link.fd))
+                pins.pin_link(link.fd, name, pins.EARLY)
+        finally:
+            close_links(held)
+
+    def _take_over(
+        self,
+        name: str,
+        held: dict[str, Link],
+        rulesets: Mapping[Family, Ruleset],
+        links: Mapping[str, int],
+    ) -> Link | None:
+        link = held.get(name)
+        if link is None or isinstance(link, XdpLink) != (name in self._asked.xdp):
+            close_links({name: held.pop(name)} if link is not None else {})
+            return None
+        depth = Depth.XDP if isinstance(link, XdpLink) else Depth.TC
+        program = self._program(depth, rulesets, links)
+        try:
+            if pins.link_interface(link.fd) == links[name]:
+                link_update(link.fd, program.fd)
+                return held.pop(name)
+        except KernelError:
+            pass
+        close_links({name: held.pop(name)})
+        return None
 
     def _attach_xdp(
         self,
@@ -155,29 +191,27 @@ class EarlyDrops:
         index: int,
         rulesets: Mapping[Family, Ruleset],
         links: Mapping[str, int],
-    ) -> bool:
+    ) -> XdpLink | None:
         if hides_vlan_tags(name):
             self._report(
                 f"no XDP at {name}: it takes VLAN tags off frames before XDP"
                 f" (`ethtool -K {name} rxvlan off` ends that); TC is used"
             )
-            return False
+            return None
         program = self._program(Depth.XDP, rulesets, links)
         try:
             link = attach_xdp(program.fd, index, self._asked.xdp[name])
         except KernelError as error:
             known = "a foreign program is left alone" if isinstance(error, ForeignXdp) else ""
             self._report(f"no XDP at {name}: {error.message}; {known or error.hint}; TC is used")
-            return False
-        self._keep(link, name)
+            return None
         self._report(f"XDP at {name}, {link.mode}")
-        return True
+        return link
 
-    def _keep(self, link: TcxLink | XdpLink, name: str) -> None:
-        self._stack.callback(link.close)
-        self.links.add(pins.link_id(link.fd))
-        if pins.pin_link(link.fd, name, pins.EARLY):
-            self._stack.callback(pins.unpin_link, name, pins.EARLY)
+    def release(self) -> Mapping[str, Link]:
+        """What holds the programs at the interfaces, for those that take their place."""
+        held, self._held = self._held, {}
+        return held
 
     def _program(
         self, depth: Depth, rulesets: Mapping[Family, Ruleset], links: Mapping[str, int]
@@ -265,7 +299,15 @@ class EarlyDrops:
 
     def close(self) -> None:
         """Detach everywhere and let go of the programs."""
+        close_links(self.release())
         self._stack.close()
+
+
+def close_links(links: Mapping[str, Link]) -> None:
+    """Detach what these links hold, by interface."""
+    for name, link in links.items():
+        pins.unpin_link(name, pins.EARLY)
+        link.close()
 
 
 def early_chains(

@@ -21,7 +21,7 @@ from bpfilter.kernel.program import Classifier, Options
 from bpfilter.kernel.syscall import MAP_DELETE, KernelCallFailed, bpf, link_update, map_update
 from bpfilter.rollout import host, pins
 from bpfilter.rollout.attached import Attached, attached
-from bpfilter.rollout.early import EarlyDrops, EarlyRequest, Report
+from bpfilter.rollout.early import EarlyDrops, EarlyRequest, Link, Report, close_links
 from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.shadow import Bounds, Counted
 from bpfilter.rollout.watching import Watch, start_if_possible
@@ -159,22 +159,31 @@ class Program:
         self._pinned = False
         return held
 
+    def release_early(self) -> Mapping[str, Link]:
+        """As `release`, of the programs that drop early."""
+        return {} if self.early is None else self.early.release()
+
     @staticmethod
     def pinned() -> Mapping[str, Attachment]:
         """What holds the program of a daemon that ended, by interface."""
         return {name: TcxLink(descriptor) for name, descriptor in pins.open_links().items()}
 
-    def drop_early(self, rulesets: Mapping[Family, Ruleset], report: Report) -> None:
+    def drop_early(
+        self, rulesets: Mapping[Family, Ruleset], report: Report, held: Mapping[str, Link]
+    ) -> None:
         """Attach programs that drop early, if that was asked for; they begin with `vouch_early`.
 
-        This program must be attached, and the early ones of another gone. What prevents them is
-        reported; packets are dropped late then.
+        They take the place of those that `held` these, and of what an ended daemon left. What
+        prevents them is reported; packets are dropped late then.
         """
+        if self._asked is None or not held:
+            close_links(held)
+            pins.detach_early()
         if self._asked is None:
             return
         try:
             self.early = EarlyDrops.start(
-                rulesets, self._classifier, self._links, self._asked, report
+                rulesets, self._classifier, self._links, self._asked, report, held
             )
         except BpfilterError as error:
             report(f"no early drops: {error.message}")

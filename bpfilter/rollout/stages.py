@@ -325,10 +325,11 @@ class Rollout:
         old, self._program = self._program, program
         with self._journal.step("attach"):
             program.attach(held)
+        early = {} if old is None else old.release_early()
         if old is not None:
             old.close()
         if self.prepared is not None:
-            program.drop_early(self.prepared.rulesets, self._report)
+            program.drop_early(self.prepared.rulesets, self._report, early)
 
     def _begin(
         self, stage: Stage, deadline: int | None, confirm_within: float | None = None

@@ -23,7 +23,7 @@ from bpfilter.rollout.early import (
     early_chains,
     require_conditions,
 )
-from bpfilter.rollout.teardown import remains
+from bpfilter.rollout.teardown import remains, teardown
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, RuleRef
 from bpfilter.ruleset.read import read_text
@@ -401,3 +401,29 @@ def test_behind_a_bridge_nothing_is_dropped_early() -> None:
                 call("ip", "link", "set", "v1", "master", "br9")
             host.emit(host.ip() / UDP(dport=99))
             assert early.dropped() == 1
+
+
+@pytest.mark.parametrize("mode", HOOKS)
+def test_a_new_generation_takes_the_place_of_the_old_one(mode: XdpMode | None) -> None:
+    """The device is not reset: its XDP link stays, only the program in it changes."""
+    with Host() as host:
+        host.tables.restore(ruleset())
+        with host.dropping(mode) as early:
+            links = early.links
+            with entered(host.fw):
+                call("iptables-nft", "-A", "INPUT", "-p", "udp", "--dport", "99", "-j", "ACCEPT")
+                host.rollout.swap()
+            assert host.rollout.early is not None and host.rollout.early is not early
+            assert host.rollout.early.links == links
+            host.emit(host.ip() / UDP(dport=99), host.ip() / UDP(dport=98))
+            assert host.rollout.early.dropped() == 1
+
+
+@pytest.mark.parametrize("mode", HOOKS)
+def test_teardown_removes_what_a_killed_daemon_left(mode: XdpMode | None) -> None:
+    with Host() as host:
+        host.tables.restore(ruleset())
+        with host.dropping(mode), entered(host.fw):
+            teardown()
+            assert remains() == ()
+            assert present(host.index) is None
