@@ -9,6 +9,7 @@
 #include "lease.h"
 #include "maps.h"
 #include "parse.h"
+#include "route.h"
 #include "rows.h"
 #include "scope.h"
 #include "shadow.h"
@@ -95,6 +96,7 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct packet *
 					  struct decision *d)
 {
 	enum reason reason = check_right(skb);
+	__u32 forwarded = config.forced;
 
 	if (reason)
 		return reason;
@@ -105,9 +107,14 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct packet *
 		return REASON_NOT_LOCAL;
 	if (!in_scope(p))
 		return REASON_SCOPE;
+	if (config.mode == MODE_LIVE) {
+		reason = route(skb, p, &forwarded);
+		if (reason)
+			return reason;
+	}
 	if (p->version == 4)
-		return config.forced ? classify(skb, p, d, 1) : classify(skb, p, d, 0);
-	return config.forced ? classify(skb, p, d, 3) : classify(skb, p, d, 2);
+		return forwarded ? classify(skb, p, d, 1) : classify(skb, p, d, 0);
+	return forwarded ? classify(skb, p, d, 3) : classify(skb, p, d, 2);
 }
 
 static __always_inline void write_record(struct __sk_buff *skb, const struct packet *p,

@@ -60,6 +60,7 @@ enum mode {
 	MODE_FORCED,	 /* the chain is given */
 	MODE_LIVE_INPUT, /* unicast to a local address takes the first chain, all else is punted */
 	MODE_EVAL,	 /* the chain is given, and frames come from BPF_PROG_RUN */
+	MODE_LIVE,	 /* unicast to a local address, or forwarded by a known route */
 };
 
 enum trace_mode {
@@ -75,6 +76,18 @@ enum trace_mode {
 /* Bits of runtime.early. */
 #define RUNTIME_EARLY	1 /* the conditions of the early profile hold */
 #define RUNTIME_TRACKED 2 /* conntrack is in use: packets with an entry are never dropped early */
+
+/* Bits of interface.known: INTERFACE_KNOWN, and per family ROUTE_* from bit ROUTE_IPV4 or _IPV6;
+ * Fact of bpfilter/kernel/routing.py.
+ */
+#define INTERFACE_KNOWN 1
+#define ROUTE_IPV4	8
+#define ROUTE_IPV6	16
+
+#define ROUTE_FORWARDS	   1 /* packets from it may be forwarded, by what bpf_fib_lookup knows */
+#define ROUTE_SEVERAL	   2 /* it is one of several paths to some destination */
+#define ROUTE_BY_ADDRESSES 4 /* of which one is chosen by the addresses */
+#define ROUTE_BY_PORTS	   8 /* or by the ports as well */
 
 /* Why a packet was left to the original rules; `Reason` in bpfilter/kernel/config.py. */
 enum reason {

@@ -37,7 +37,7 @@ struct address_key {
 };
 
 struct interface {
-	__u32 known;
+	__u32 known; /* INTERFACE_KNOWN, ROUTE_* */
 	__u32 in_class[SLOTS];
 };
 

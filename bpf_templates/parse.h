@@ -34,6 +34,7 @@ struct packet {
 	__u32 network; /* offset of the IP header */
 	__u32 id;      /* IPv4 ID, or the flow label's low 16 bits */
 	__u32 length;
+	__u32 out; /* MODE_LIVE: the device it is forwarded by */
 	__u16 source_port;
 	__u16 destination_port;
 	__u16 icmp_type;

@@ -149,9 +149,16 @@ static __always_inline __u32 in_class(context_t *ctx, const __u32 slot)
 	return known && known->known ? known->in_class[slot] : MISSING;
 }
 
-static __always_inline __u32 out_class(const __u32 slot)
+static __always_inline __u32 out_class(const struct packet *p, const __u32 slot)
 {
-	const struct runtime *run = element(&runtime, 0);
+	const struct runtime *run;
+
+	if (config.mode == MODE_LIVE) {
+		const struct interface *out = bpf_map_lookup_elem(&interfaces, &p->out);
+
+		return out && out->known ? out->in_class[slot] : MISSING;
+	}
+	run = element(&runtime, 0);
 
 	return run ? run->out_class[slot] : MISSING;
 }
@@ -173,7 +180,7 @@ static __always_inline __u32 axis_value(context_t *ctx, const struct packet *p, 
 	case IN_INTERFACE:
 		return in_class(ctx, slot);
 	case OUT_INTERFACE:
-		return out_class(slot);
+		return out_class(p, slot);
 	case LENGTH:
 		return p->length;
 	case TTL:
@@ -212,7 +219,7 @@ static __always_inline __u32 axis_class(context_t *ctx, const struct packet *p, 
 
 static __always_inline enum reason missing(const __u32 n)
 {
-	return n == IN_INTERFACE ? REASON_INTERFACE : REASON_LOOKUP;
+	return n == IN_INTERFACE || n == OUT_INTERFACE ? REASON_INTERFACE : REASON_LOOKUP;
 }
 
 /* The number of one row per group of axes, in order. */

@@ -19,7 +19,6 @@ from bpfilter.rollout import host
 from bpfilter.rollout.journal import Answer, Journal, Stage, running
 from bpfilter.rollout.management import Connection, losses
 from bpfilter.rollout.mark import choose, ruleset_uses
-from bpfilter.rollout.notices import notices
 from bpfilter.rollout.prepare import Prepared
 from bpfilter.rollout.status import STATUS
 
@@ -134,7 +133,7 @@ def show(
         obstacles += host.host_obstacles()
         mark = choose((*ruleset_uses(prepared.rulesets.values()), *host.mark_uses()))
         console.print(f"mark field {mark.mask:#010x}, {len(prepared.image.codes)} codes")
-        for sentence in notices(prepared.rulesets.values(), prepared.backend):
+        for sentence in prepared.notices():
             console.print(f"[cyan]notice[/] {sentence}")
         for loss in losses(prepared, operator, interfaces):
             console.print(f"[red]lockout[/] {loss}")

@@ -25,7 +25,6 @@ from bpfilter.lab.verify import Cutover, verify
 from bpfilter.lab.verify import Request as LabRequest
 from bpfilter.rollout.journal import Journal
 from bpfilter.rollout.lease import RENEW_SECONDS
-from bpfilter.rollout.notices import notices
 from bpfilter.rollout.prepare import Prepared
 from bpfilter.rollout.shadow import ShadowReport, judged
 from bpfilter.rollout.stages import Request, Rollout
@@ -178,7 +177,7 @@ class Tour:
         with self._step("Plan, prove, and attach in shadow"):
             prepared = rollout.shadow()
             self._plans(prepared)
-            for sentence in notices(prepared.rulesets.values(), prepared.backend):
+            for sentence in prepared.notices():
                 self._event(f"notice: {sentence}")
             self._same(network, "in shadow", expected)
             for plan, report in zip(prepared.plans.values(), rollout.compare(), strict=True):

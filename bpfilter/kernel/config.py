@@ -26,6 +26,7 @@ class Mode(IntEnum):
     FORCED = 0  # it is told
     LIVE_INPUT = 1  # INPUT for unicast to an address of the local table; all else is punted
     EVAL = 2  # it is told, and frames come through `Classifier.run`
+    LIVE = 3  # INPUT as LIVE_INPUT, FORWARD for unicast with a route that `kernel.routing` trusts
 
 
 class Trace(IntEnum):

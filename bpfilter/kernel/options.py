@@ -12,6 +12,7 @@ from bpfilter.kernel.addresses import LocalRoute
 from bpfilter.kernel.btf import struct_id
 from bpfilter.kernel.config import Config, Early, Mode, Trace
 from bpfilter.kernel.generation import netfilter_hooks
+from bpfilter.kernel.routing import NO_ROUTING, Routing
 from bpfilter.ruleset.fields import Family
 
 ITERATIONS = 8192
@@ -36,7 +37,8 @@ class Options:
 
     `chain`: in modes FORCED and EVAL, FORWARD or any other. `interfaces`: ifindex → name; packets
     of others are punted where a rule asks for it. `out_interface`: the fixed name
-    for `-o`. `leased`, `generation`: decide only under a lease, only while the rules are as set.
+    for `-o`; mode LIVE takes it from the route, and all devices from `routing`. `leased`,
+    `generation`: decide only under a lease, only while the rules are as set.
     `scope_share`: decide only so many of 65536 flows, both directions alike (0: all);
     `scope_sources`: only packets from these networks (none given: from all).
     `early`: as the early profile needs it, also for a classifier that shares its maps.
@@ -47,6 +49,7 @@ class Options:
     mode: Mode = Mode.EVAL
     chain: str = "INPUT"
     interfaces: Mapping[int, str] | None = None
+    routing: Routing = NO_ROUTING
     out_interface: str = ""
     addresses: Sequence[LocalRoute] = ()
     marking: MarkField | None = None

@@ -40,6 +40,7 @@ from bpfilter.kernel.options import Options as Options
 from bpfilter.kernel.options import Template, config_of
 from bpfilter.kernel.pack import Contents, pack, slot_number
 from bpfilter.kernel.probe import require
+from bpfilter.kernel.routing import Device, Routing
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "_templates"
 RECORDS = 1 << 16
@@ -203,7 +204,16 @@ class Classifier:
 
     def set_interface(self, index: int, name: str) -> None:
         """The device `index` bears this name, from the next packet on."""
-        _write_interface(self.map_fd("interfaces"), self.contents, index, name)
+        _write_interface(self.map_fd("interfaces"), self.contents, index, Device(name, {}))
+
+    def set_routing(self, before: Routing, now: Routing) -> None:
+        """In mode LIVE, from the next packet on; packets on their way may meet half of it."""
+        interfaces = self.map_fd("interfaces")
+        for index in before.devices.keys() - now.devices.keys():
+            syscall.map_update(interfaces, struct.pack("=I", index), bytes(4 + 4 * SLOTS))
+        for index, device in now.devices.items():
+            if before.devices.get(index) != device:
+                _write_interface(interfaces, self.contents, index, device)
 
     def set_out_interface(self, name: str) -> None:
         """What `-o` sees from the next packet on."""
@@ -315,7 +325,7 @@ def _size_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
     loaded.set_map("nodes", max_entries=len(contents.nodes))
     loaded.set_map("edges", max_entries=len(contents.edges[0]))
     loaded.set_map("macs", max_entries=len(contents.macs[0]))
-    _size_interfaces(loaded, options.interfaces or {})
+    _size_interfaces(loaded, _devices(options))
     loaded.set_map("addresses", max_entries=max(2 * len(options.addresses), 1024))
     loaded.set_map("scope", max_entries=len(options.scope_sources))
     loaded.set_map("trace", max_entries=_record_count(options.trace))
@@ -336,7 +346,12 @@ def _count_cells(contents: Contents, options: Options) -> dict[str, int]:
     return {name: possible_cpus() * max(stride, 1) for name, stride in strides.items()}
 
 
-def _size_interfaces(loaded: BpfObject, interfaces: Mapping[int, str]) -> None:
+def _devices(options: Options) -> Mapping[int, Device]:
+    named = {index: Device(name, {}) for index, name in (options.interfaces or {}).items()}
+    return {**named, **options.routing.devices}
+
+
+def _size_interfaces(loaded: BpfObject, interfaces: Mapping[int, Device]) -> None:
     """An array is quicker; hosts that made many interfaces have indices too large for one."""
     size = max([*interfaces, 63]) + 1
     if size <= _LARGEST_INTERFACE_ARRAY:
@@ -355,8 +370,8 @@ def _fill_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
         syscall.map_update_batch(loaded.map_fd(name), keys.tobytes(), values.tobytes(), len(keys))
     if "runtime" not in options.shared:
         fill(loaded.map_fd("runtime"), _first_runtime(contents, options))
-    for index, name in (options.interfaces or {}).items():
-        _write_interface(loaded.map_fd("interfaces"), contents, index, name)
+    for index, device in _devices(options).items():
+        _write_interface(loaded.map_fd("interfaces"), contents, index, device)
     if "addresses" not in options.shared:
         for route in options.addresses:
             syscall.map_update(loaded.map_fd("addresses"), route.key, struct.pack("=I", route.kind))
@@ -381,9 +396,11 @@ def _network_key(network: IPv4Network | IPv6Network) -> bytes:
     return head + network.network_address.packed.ljust(16, b"\0")
 
 
-def _write_interface(fd: int, contents: Contents, index: int, name: str) -> None:
-    classes = [slot.plan.flat.space.interface_class(name) if slot else 0 for slot in contents.slots]
-    syscall.map_update(fd, struct.pack("=I", index), struct.pack("=5I", 1, *classes))
+def _write_interface(fd: int, contents: Contents, index: int, device: Device) -> None:
+    classes = [
+        slot.plan.flat.space.interface_class(device.name) if slot else 0 for slot in contents.slots
+    ]
+    syscall.map_update(fd, struct.pack("=I", index), struct.pack("=5I", device.known, *classes))
 
 
 def _to_loopback(frame: bytes) -> bytes:

@@ -21,10 +21,11 @@ from bpfilter.compiler.early import (
 )
 from bpfilter.errors import KernelError, RolloutError, UsageError
 from bpfilter.kernel.attach import TcxLink, attach_first
-from bpfilter.kernel.config import Early, EarlyNow
+from bpfilter.kernel.config import Early, EarlyNow, Mode
 from bpfilter.kernel.generation import Generation
 from bpfilter.kernel.options import Template
 from bpfilter.kernel.program import Classifier
+from bpfilter.kernel.routing import NO_ROUTING
 from bpfilter.kernel.syscall import link_update
 from bpfilter.kernel.xdp import ForeignXdp, XdpLink, XdpMode, attach_xdp, hides_vlan_tags
 from bpfilter.rollout import pins
@@ -222,6 +223,8 @@ class EarlyDrops:
             early = Early.DROPS | (Early.LOOKUP if lookups_possible() else Early(0))
             options = replace(
                 self._classifier.options,
+                mode=Mode.LIVE_INPUT,
+                routing=NO_ROUTING,
                 interfaces={index: name for name, index in links.items()},
                 marking=None,
                 shadow_share=0.0,

@@ -8,10 +8,6 @@ from bpfilter.ruleset.model import Backend, Rule, RuleRef, Ruleset, StateEffect,
 
 COUNTERS = "packets that the programs decide no longer move the original rules' counters"
 LEGACY_POLICIES = "iptables-legacy zeroes the counters of policies at every edit, also at ours"
-FORWARD = (
-    "FORWARD stays with iptables on live hosts: the programs do not decide yet whether a packet is"
-    " forwarded, and where to"
-)
 
 
 def refilled(ruleset: Ruleset) -> tuple[RuleRef, ...]:
@@ -52,5 +48,3 @@ def notices(rulesets: Iterable[Ruleset], backend: Backend) -> Iterator[str]:
                 )
         yield LEGACY_POLICIES
     yield COUNTERS
-    if any(ruleset.tables["filter"].chains["FORWARD"].rules for ruleset in rulesets):
-        yield FORWARD

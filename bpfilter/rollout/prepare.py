@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bpfilter.analysis.codes import prove_codes
@@ -15,10 +15,12 @@ from bpfilter.compiler.ir import OpKind
 from bpfilter.compiler.mark import MarkField
 from bpfilter.compiler.plan import ChainPlan, Image, Plan
 from bpfilter.errors import ProofFailed, RolloutError
+from bpfilter.kernel.routing import host_forwards
 from bpfilter.rollout import ours
 from bpfilter.rollout.comparison import RuleKey
 from bpfilter.rollout.dispatch import Dispatch, merge, render
 from bpfilter.rollout.drift import Fingerprint
+from bpfilter.rollout.notices import notices
 from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.tables import Tables, all_tables
 from bpfilter.ruleset.fields import Family
@@ -26,7 +28,7 @@ from bpfilter.ruleset.live import is_populated, read_live
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_text
 
-LIVE_CHAINS = (("filter", "INPUT"),)
+LIVE_CHAINS = (("filter", "INPUT"), ("filter", "FORWARD"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Prepared:
     plans: Mapping[Family, Plan]
     proofs: Mapping[Family, Sequence[Proof]]
     image: Image
+    kept: tuple[str, ...] = ()
+    """Why chains that have rules are left to iptables."""
 
     @property
     def rulesets(self) -> Mapping[Family, Ruleset]:
@@ -79,6 +83,11 @@ class Prepared:
             for entry in chain.flat.entries
             if entry.kind in (OpKind.ACCEPT, OpKind.DROP, OpKind.ITEM)
         )
+
+    def notices(self) -> Iterator[str]:
+        """What an operator will notice, as sentences."""
+        yield from self.kept
+        yield from notices(self.rulesets.values(), self.backend)
 
     def count(self) -> Mapping[Family, Ruleset]:
         """The rulesets as they are now, with their counters and without ours."""
@@ -146,13 +155,14 @@ def prepare(
     strangers = {name: None for save in saves.values() for name in ours.strangers(save)}
     if strangers:
         raise ours.stranger_error(list(strangers))
+    kept: list[str] = []
     plans: dict[Family, Plan] = {}
     proofs: dict[Family, Sequence[Proof]] = {}
     for family, save in saves.items():
         ruleset = _read(tables[family], save)
         if "filter" not in ruleset.tables:
             continue
-        plan = compile_ruleset(ruleset, chains)
+        plan = compile_ruleset(ruleset, _reached(ruleset, chains, kept))
         proven = {key: _proven(ruleset, chain, force) for key, chain in plan.chains.items()}
         proofs[family] = list(proven.values())
         plans[family] = with_proven_functions(plan, proven)
@@ -165,7 +175,21 @@ def prepare(
     fingerprints = {tables[family]: Fingerprint.of(save) for family, save in saves.items()}
     for other in all_tables():
         fingerprints.setdefault(other, Fingerprint.of(other.save()))
-    return Prepared(backend, tables, fingerprints, plans, proofs, image)
+    return Prepared(backend, tables, fingerprints, plans, proofs, image, tuple(kept))
+
+
+def _reached(
+    ruleset: Ruleset, chains: Sequence[tuple[str, str]], kept: list[str]
+) -> Sequence[tuple[str, str]]:
+    """Without FORWARD where no packet gets there; says so if it has rules."""
+    if host_forwards(ruleset.family):
+        return chains
+    if ("filter", "FORWARD") in chains and ruleset.tables["filter"].chains["FORWARD"].rules:
+        kept.append(
+            f"{ruleset.family} FORWARD stays with iptables: this host does not forward"
+            " (ip_forward, forwarding); should that change, deploy again"
+        )
+    return tuple(key for key in chains if key != ("filter", "FORWARD"))
 
 
 def _read(tables: Tables, save: str) -> Ruleset:

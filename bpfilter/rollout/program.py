@@ -18,6 +18,7 @@ from bpfilter.kernel.config import Early, Mode, Reason
 from bpfilter.kernel.generation import Generation
 from bpfilter.kernel.options import NOT_EARLY
 from bpfilter.kernel.program import Classifier, Options
+from bpfilter.kernel.routing import Routing, RoutingEvents, read_routing
 from bpfilter.kernel.syscall import MAP_DELETE, KernelCallFailed, bpf, link_update, map_update
 from bpfilter.rollout import host, pins
 from bpfilter.rollout.attached import Attached, attached
@@ -45,12 +46,16 @@ class Program:
         classifier: Classifier,
         links: Mapping[str, int],
         addresses: Sequence[LocalRoute],
+        routing: Routing,
+        events: RoutingEvents,
         early: EarlyRequest | None = None,
     ) -> None:
         self._asked = early
         self._classifier = classifier
         self._links = links
         self._addresses = frozenset(addresses)
+        self.routing = routing
+        self._events = events
         self.generation: Generation | None = None
         self.watch: Watch | None = None
         self.unwatched: str | None = None
@@ -60,6 +65,7 @@ class Program:
         self._stack = ExitStack()
         self._stack.callback(classifier.close)
         self.early: EarlyDrops | None = None
+        self._stack.callback(events.close)
 
     @classmethod
     def load(
@@ -82,10 +88,11 @@ class Program:
         so the kernel itself ends the lease with the first.
         """
         scope = scope or Scope()
-        addresses = read_local_table()
+        events = RoutingEvents()
+        addresses, routing = read_local_table(), read_routing()
         options = Options(
-            mode=Mode.LIVE_INPUT,
-            interfaces={index: name for name, index in links.items()},
+            mode=Mode.LIVE,
+            routing=routing,
             addresses=addresses,
             marking=mark,
             leased=True,
@@ -96,8 +103,12 @@ class Program:
             scope_sources=scope.sources,
             early=NOT_EARLY if early is None else Early.DROPS,
         )
-        classifier = Classifier.load(image, options)
-        program = cls(classifier, links, addresses, early)
+        try:
+            classifier = Classifier.load(image, options)
+        except BaseException:
+            events.close()
+            raise
+        program = cls(classifier, links, addresses, routing, events, early)
         try:
             program._compare(share, revokes=sure and mark is not None)
             program.accept(program.observe())
@@ -236,6 +247,33 @@ class Program:
         for route in now - self._addresses:
             map_update(descriptor, route.key, struct.pack("=I", route.kind))
         self._addresses = now
+        return True
+
+    def remarks(self) -> Sequence[str]:
+        """What is not done here, and why."""
+        watching = f"{self.unwatched}; counters are compared instead"
+        untrusted = self.routing.untrusted.items()
+        left = [f"{family} FORWARD is left to iptables: {why}" for family, why in untrusted]
+        return left if self.unwatched is None else [watching, *left]
+
+    def refresh(self) -> Sequence[str]:
+        """Tell the program the host's addresses and routing of now; says what had changed."""
+        changed = (("addresses", self.refresh_addresses()), ("routing", self.refresh_routing()))
+        return [f"the host's {what} changed: the program knows it" for what, did in changed if did]
+
+    def refresh_routing(self) -> bool:
+        """Tell the program the devices and routes of now; true if they had changed.
+
+        As with addresses, it decides nothing until its lease is renewed.
+        """
+        if not self._events.changed():
+            return False
+        now = read_routing()
+        if now == self.routing:
+            return False
+        self.set_lease(0)
+        self._classifier.set_routing(self.routing, now)
+        self.routing = now
         return True
 
     def set_lease(self, valid_until: int) -> None:

@@ -20,7 +20,7 @@ from bpfilter.rollout.guards import Probe
 from bpfilter.rollout.journal import Answer, Asked, Journal, Stage
 from bpfilter.rollout.lease import RENEW_SECONDS, SECOND
 from bpfilter.rollout.management import refuse_losses
-from bpfilter.rollout.notices import notices, refilled
+from bpfilter.rollout.notices import refilled
 from bpfilter.rollout.pace import Pace
 from bpfilter.rollout.prepare import Prepared
 from bpfilter.rollout.record import boot_id
@@ -214,7 +214,7 @@ class Service:
         self._publish()
 
     def _check_goal(self, goal: Goal, prepared: Prepared) -> None:
-        for sentence in notices(prepared.rulesets.values(), prepared.backend):
+        for sentence in prepared.notices():
             self._say(f"notice: {sentence}")
         if not goal.accept_reset:
             _refuse_resets(prepared)

@@ -171,8 +171,8 @@ class Rollout:
         if self.lease is None or self._program is None:
             return reason
         if reason is None:
-            if self._program.refresh_addresses():
-                self._report("the host's addresses changed: the program knows them now")
+            for sentence in self._program.refresh():
+                self._report(sentence)
             self._program.vouch_early()
             self.lease.renew()
         elif self.lease.held:
@@ -317,8 +317,8 @@ class Rollout:
             program = Program.load(
                 prepared.image, links, mark, scope, share=share, early=early, sure=not self.waivers
             )
-        if program.unwatched is not None:
-            self._report(f"{program.unwatched}; counters are compared instead")
+        for sentence in program.remarks():
+            self._report(sentence)
         return program
 
     def _switch(self, program: Program, held: Mapping[str, Attachment]) -> None:
@@ -344,7 +344,7 @@ class Rollout:
             raise RolloutError(f"{trouble} during the stage change", hint="try again")
         if confirm_within is not None:
             self.lease.confirm_within(confirm_within)
-        program.refresh_addresses()
+        program.refresh()
         program.vouch_early()
         with self._journal.step("lease"):
             self._enter(stage)
