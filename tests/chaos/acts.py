@@ -105,15 +105,15 @@ class Conductor:
             raise Failed(f"teardown left {', '.join(left)}")
         shutil.rmtree(self.state, ignore_errors=True)
 
-    def enforcing(self) -> bool:
+    def enforcing(self) -> None:
         """Bring the daemon to enforcing, with a new process if the old one takes its time."""
         if self._process is not None and self.reaches(Stage.ENFORCE, 6):
-            return True
+            return
         for _ in range(2):
             self.stop()
             self.start(Stage.ENFORCE)
             if self.reaches(Stage.ENFORCE):
-                return True
+                return
         raise Failed(f"bpfilterd does not come to enforce:\n{self.said()}")
 
     # Acts.
@@ -122,7 +122,12 @@ class Conductor:
         self.world.book.act = name
         self.acts[name] = self.acts.get(name, 0) + 1
         self._say(name)
-        doing()
+        try:
+            doing()
+        except Failed as error:
+            self.failures.append(f"{name}: {error}")
+            self._say(f"failed: {name}")
+            self.clean()
 
     def some_edits(self) -> None:
         for _ in range(self.rng.randrange(1, 5)):
@@ -219,7 +224,8 @@ class Conductor:
     def expire(self) -> None:
         """Nobody confirms."""
         self.stop()
-        self.start(Stage.ENFORCE, "--confirm-within", "1")
+        request = f"request {self.acts['nobody confirms']}"
+        self.start(Stage.ENFORCE, "--confirm-within", "1", "--confirm-id", request)
         if self.reaches(Stage.ENFORCE):
             time.sleep(2.5)
         if self.stop() == 0:
