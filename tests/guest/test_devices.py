@@ -22,6 +22,7 @@ from tests.rollout.network import FW6, PEER6, call, entered
 
 pytestmark = [pytest.mark.kernel, pytest.mark.guest("6.12")]
 PORT = "-A INPUT -i v1 -p udp -m udp --dport 5000 -j ACCEPT"
+BELOW = "-A INPUT -i w1 -p gre -j ACCEPT"
 LATER = "-A INPUT -i v1.10 -p udp -m udp --dport 5001 -j ACCEPT"
 IP4 = IP(src=PEER4, dst=FW4)
 BOTH = (UDP(sport=1000, dport=5000), UDP(sport=1000, dport=5001))
@@ -36,7 +37,8 @@ def both_ports(case: Case) -> list[str]:
 @pytest.mark.parametrize("topology", [Vlan, Bond, Bridge, Macvlan, Ipvlan, Gretap, Netkit])
 def test_packets_are_decided_where_ip_receives(topology: type[Case]) -> None:
     backend = Backend.NFT if topology in (Bond, Macvlan, Netkit) else Backend.LEGACY
-    assert compare(rules(PORT), both_ports, topology=topology, backend=backend) == [ACCEPT, DROP]
+    ruleset = rules(PORT, BELOW)
+    assert compare(ruleset, both_ports, topology=topology, backend=backend) == [ACCEPT, DROP]
 
 
 def test_ipv6_is_decided_on_a_vlan_too() -> None:

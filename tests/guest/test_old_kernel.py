@@ -47,6 +47,17 @@ def test_the_probe_says_what_is_missing_and_what_is_done_without() -> None:
     assert [words.split(" (")[0] for words in features.lacking] == ["tcx links", "netfilter links"]
 
 
+def test_doctor_names_it_as_a_problem_and_changes_nothing() -> None:
+    with Case(Backend.LEGACY, Family.IPV4) as case, entered(case.fw):
+        case.tables.restore(rules(PORT))
+        before = saved(case)
+        code, output = command(MAIN, "doctor", "--format", "json")
+        assert code == 1, output
+        assert "lacks reading kernel fields of a packet (Linux 6.2)" in output
+        assert "tcx links (Linux 6.6)" in output
+        assert saved(case) == before
+
+
 def test_a_ruleset_is_translated_and_proven() -> None:
     code, output = command(MAIN, "plan", "--ruleset", "docs/example.rules")
     assert code == 0, output
