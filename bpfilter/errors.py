@@ -11,6 +11,7 @@ BpfilterError
 ├── LabError           the lab could not be built or observed                exit 1
 ├── CaptureError       a pcap file that cannot be read                       exit 1
 ├── RolloutError       a stage change that cannot be made safely             exit 1
+├── SettingsError      the daemon's configuration cannot be used             exit 64
 └── UsageError         the command line makes no sense                       exit 64
 """
 
