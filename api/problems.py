@@ -24,9 +24,12 @@ TYPES = "/v1/problems/"
 _STATUS: Mapping[str, HTTPStatus] = {
     "ruleset-refused": HTTPStatus.UNPROCESSABLE_ENTITY,
     "settings-invalid": HTTPStatus.UNPROCESSABLE_ENTITY,
-    "usage": HTTPStatus.BAD_REQUEST,
-    "rollout-refused": HTTPStatus.CONFLICT,
+    "compile": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "usage": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "rollout": HTTPStatus.CONFLICT,
     "proof-failed": HTTPStatus.CONFLICT,
+    "foreign-xdp": HTTPStatus.CONFLICT,
+    "early-refused": HTTPStatus.CONFLICT,
 }
 """By `BpfilterError.problem`; every other error of ours is a failure of the host: 503."""
 

@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bpfilter.cli.running import ask, show, start, wait_for
+from bpfilter.cli.running import show, start, wait_for
 from bpfilter.errors import UsageError
+from bpfilter.rollout.asking import ask
 from bpfilter.rollout.early import EarlyRequest, require_conditions
 from bpfilter.rollout.goal import Goal, Policy
 from bpfilter.rollout.journal import Stage, running, state_directory

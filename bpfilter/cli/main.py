@@ -18,6 +18,7 @@ from bpfilter.cli.doctor import doctor_command
 from bpfilter.cli.eval import eval_command
 from bpfilter.cli.plan import plan_command
 from bpfilter.cli.run import run_app
+from bpfilter.cli.serve import serve_command
 from bpfilter.cli.stages import confirm_command, rollback_command, status_command
 from bpfilter.cli.teardown import teardown_command
 from bpfilter.cli.verify import verify_command
@@ -60,6 +61,7 @@ app.command("confirm", epilog=EPILOG)(confirm_command)
 app.command("rollback", epilog=EPILOG)(rollback_command)
 app.command("status", epilog=EPILOG)(status_command)
 app.command("doctor", epilog=EPILOG)(doctor_command)
+app.command("serve", epilog=EPILOG)(serve_command)
 app.command("demo", epilog=EPILOG)(demo_command)
 app.command("teardown", epilog=EPILOG)(teardown_command)
 

@@ -12,17 +12,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bpfilter.analysis.codes import prove_codes
-from bpfilter.analysis.equivalence import Proof, prove
-from bpfilter.analysis.fates import fates
-from bpfilter.analysis.proven import with_proven_functions
 from bpfilter.compiler.compile import assemble, compile_ruleset
 from bpfilter.compiler.mark import DEFAULT_MARK
 from bpfilter.errors import ProofFailed
 from bpfilter.kernel.config import Mode
 from bpfilter.kernel.described import describe_program
 from bpfilter.kernel.program import Classifier, Options
-from bpfilter.report.document import Document, chains_of, plan_document
+from bpfilter.report.document import chains_of
+from bpfilter.report.making import make_document
 from bpfilter.report.passes import Pass, pass_document, render_passes
 from bpfilter.report.text import render_plan
 from bpfilter.ruleset.fields import Family
@@ -128,32 +125,3 @@ def _inspect(source: Ruleset, shown: Pass | None, program: bool, output: Format)
         sys.stdout.write("\n")
     else:
         render_passes(found, Console(highlight=False))
-
-
-def make_document(
-    source: Ruleset, read_seconds: float, proof_seconds: float, say: object = None
-) -> Document:
-    """Compile, prove and judge a ruleset; `say` is called with the step that begins."""
-    tell = say if callable(say) else lambda _text: None
-    tell("compiling")
-    started = time.perf_counter()
-    plan = compile_ruleset(source)
-    compiled = time.perf_counter() - started
-    proofs: dict[tuple[str, str], Proof] = {}
-    for key, chain in plan.chains.items():
-        tell(f"proving {key[0]} {key[1]}")
-        proofs[key] = prove(source, chain, seconds=proof_seconds)
-    proved = time.perf_counter() - started - compiled
-    tell("judging the rules")
-    plan = with_proven_functions(plan, proofs)
-    image = assemble([plan])
-    prove_codes(image)
-    judged = fates(plan, proofs)
-    seconds = {
-        "read": read_seconds,
-        **plan.seconds,
-        "plan": compiled,
-        "proof": proved,
-        "total": read_seconds + time.perf_counter() - started,
-    }
-    return plan_document(plan, image, proofs, judged, seconds)

@@ -1,75 +1,32 @@
-"""Starting the daemon of a network namespace, asking it for things, and waiting for its stages."""
+"""Starting the daemon of a network namespace and waiting for its stages, with words for people."""
 
 from __future__ import annotations
 
-import os
-import sqlite3
 import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from bpfilter.errors import RolloutError
 from bpfilter.rollout import host
-from bpfilter.rollout.journal import Answer, Journal, Stage, running
+from bpfilter.rollout.asking import log_of, start_daemon
+from bpfilter.rollout.journal import Journal, Stage, running
 from bpfilter.rollout.management import Connection, losses
 from bpfilter.rollout.mark import choose, ruleset_uses
 from bpfilter.rollout.prepare import Prepared
 from bpfilter.rollout.status import STATUS
 
 _START_SECONDS = 120.0
-_ANSWER_SECONDS = 30.0
-
-
-def ask(directory: Path, verb: str, argument: Mapping[str, Any]) -> Answer:
-    """Ask the running daemon; its answer. RolloutError if there is none, or it refuses."""
-    try:
-        with Journal(directory, create=False) as journal:
-            if journal.daemon() is None:
-                raise _nobody()
-            number = journal.ask(verb, argument)
-            end = time.monotonic() + _ANSWER_SECONDS
-            while (answer := journal.answered(number)) is None:
-                if journal.daemon() is None or time.monotonic() > end:
-                    raise RolloutError(
-                        "bpfilterd did not answer", hint="`bpfilter status` says where it stands"
-                    )
-                time.sleep(0.02)
-    except sqlite3.OperationalError:
-        raise _nobody() from None
-    if not answer.done:
-        raise RolloutError(answer.sentence, hint="`bpfilter status` says where it stands")
-    return answer
-
-
-def _nobody() -> RolloutError:
-    return RolloutError(
-        "no bpfilterd runs in this network namespace",
-        hint="the stage was rolled back, or never began; `bpfilter deploy` starts it",
-    )
 
 
 def start(directory: Path, words: Sequence[str], stage: Stage, console: Console) -> None:
     """Start a daemon and wait for its stage; RolloutError with its log if it ends before."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log = directory.with_suffix(".log")
-    command = [sys.executable, "-m", "bpfilter.cli.daemon", *words, "--state", str(directory)]
-    with log.open("wb") as output:
-        daemon = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
+    daemon = start_daemon(directory, words)
     wait_for(directory, stage, console, daemon)
-    console.print(f"bpfilterd runs as process {daemon.pid}; log: {log}")
+    console.print(f"bpfilterd runs as process {daemon.pid}; log: {log_of(directory)}")
 
 
 def wait_for(
@@ -88,7 +45,7 @@ def wait_for(
                 return
             ended = daemon.poll() is not None if daemon is not None else found is None
             if ended:
-                log = directory.with_suffix(".log")
+                log = log_of(directory)
                 said = log.read_text().strip() if log.exists() else ""
                 raise RolloutError(
                     f"bpfilterd did not reach stage {stage}:\n{said}",

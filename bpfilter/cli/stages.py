@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bpfilter.cli.running import ask
 from bpfilter.rollout import evidence
+from bpfilter.rollout.asking import ask
 from bpfilter.rollout.journal import Journal, Stage, running, state_directory
 from bpfilter.rollout.status import STATUS
 

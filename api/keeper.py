@@ -1,0 +1,98 @@
+"""The API's side of the conversation with `bpfilterd`: its journal, and nothing else.
+
+The daemon that vouches for the programs runs in a process of its own, so that no client of the API,
+slow or many, can delay the renewal of a lease. It publishes its status in the journal and answers
+what is asked there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from bpfilter.api.problems import ApiError
+from bpfilter.rollout.asking import ask, start_daemon
+from bpfilter.rollout.goal import Goal
+from bpfilter.rollout.journal import Answer, Event, Journal, Stage, running
+from bpfilter.rollout.status import STATUS
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What is deployed. `revision` changes with every change of the goal or the stage."""
+
+    document: Document
+    revision: str
+
+
+class Keeper:
+    """One network namespace's daemon, there or not."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def deployment(self) -> Deployment:
+        """The present deployment; stage off where no daemon runs."""
+        found = running(self._directory)
+        document = dict(self._document(STATUS)) if found is not None else {}
+        document = {"stage": str(Stage.OFF), "goal": str(Stage.OFF), **document}
+        document["running"] = found is not None
+        stable = {name: document.get(name) for name in _REVISED}
+        digest = hashlib.sha256(json.dumps(stable, sort_keys=True, default=str).encode())
+        return Deployment(document, digest.hexdigest()[:16])
+
+    def deploy(self, goal: Mapping[str, Any], interfaces: Sequence[str]) -> Answer:
+        """Start the daemon with a goal, or give the running one a new goal; does not wait."""
+        Goal.of(goal)
+        if running(self._directory) is not None:
+            return ask(self._directory, "goal", goal)
+        if not interfaces:
+            raise ApiError(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                "validation",
+                "interfaces: no daemon runs yet, so it must be told where to attach",
+                hint="name the interfaces",
+            )
+        words = [word for name in interfaces for word in ("--interface", name)]
+        start_daemon(self._directory, [*words, "--goal", json.dumps(goal)])
+        return Answer(True, "bpfilterd was started")
+
+    def confirm(self, number: str) -> Answer:
+        """Confirm a commit by its id; RolloutError if it is too late or unknown."""
+        return ask(self._directory, "confirm", {"id": number})
+
+    def rollback(self) -> Answer:
+        """Back to off; done at once where nothing is deployed."""
+        if running(self._directory) is None:
+            return Answer(True, "off: nothing is deployed")
+        return ask(self._directory, "rollback", {})
+
+    def events(self, after: int = 0) -> Sequence[tuple[int, Event]]:
+        """Events with their numbers, those behind `after`."""
+        try:
+            with Journal(self._directory, create=False) as journal:
+                return [
+                    (number, event)
+                    for number, event in enumerate(journal.events(), 1)
+                    if number > after
+                ]
+        except sqlite3.OperationalError:
+            return []
+
+    def _document(self, name: str) -> Mapping[str, Any]:
+        try:
+            with Journal(self._directory, create=False) as journal:
+                return journal.document(name) or {}
+        except sqlite3.OperationalError:
+            return {}
+
+
+_REVISED = ("stage", "goal", "policy", "scope", "interfaces", "held", "running")

@@ -1,0 +1,68 @@
+"""What requests hold. Answers are documents of `bpfilter.report` and `bpfilter.rollout.status`."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bpfilter.rollout.goal import Policy
+from bpfilter.rollout.journal import Stage
+from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.model import Backend
+
+Identity = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+Interface = Annotated[str, Field(pattern=r"^[^\s/]{1,15}$")]
+Text = Annotated[str, Field(max_length=16 << 20)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PlanRequest(_Request):
+    """Translate a ruleset: the live one unless `ruleset` has iptables-save text."""
+
+    ruleset: Text | None = None
+    family: Family | None = None
+    backend: Backend | None = None
+
+
+class DiffRequest(_Request):
+    """Compare two rulesets; one that is absent is the live one."""
+
+    old: Text | None = None
+    new: Text | None = None
+    family: Family | None = None
+    backend: Backend | None = None
+
+
+class CanaryRequest(_Request):
+    """What the canary stage decides; all conditions together."""
+
+    interfaces: tuple[Interface, ...] = ()
+    sources: tuple[IPv4Network | IPv6Network, ...] = ()
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class Commit(_Request):
+    """Commit-confirm: without a confirmation by this id in time the kernel itself reverts."""
+
+    id: Identity
+    seconds: Annotated[float, Field(ge=1, le=86_400)]
+
+
+class DeploymentRequest(_Request):
+    """The one deployment of this network namespace, as it shall be."""
+
+    stage: Literal[Stage.OFF, Stage.SHADOW, Stage.CANARY, Stage.ENFORCE]
+    interfaces: tuple[Interface, ...] = ()
+    commit: Commit | None = None
+    canary: CanaryRequest | None = None
+    gates: tuple[Annotated[str, Field(max_length=200)], ...] = ()
+    waivers: tuple[Annotated[str, Field(max_length=1000)], ...] = ()
+    policy: Policy = Policy.FOLLOW
+    accept_state_reset: bool = False
+    accept_lockout: bool = False
+    protect: tuple[Annotated[str, Field(max_length=100)], ...] = ()

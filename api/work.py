@@ -1,0 +1,87 @@
+"""What the API computes itself: plans, diffs, and the goal that a deployment request means."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from bpfilter.analysis.difference import HOOKS, compare
+from bpfilter.api.schemas import DeploymentRequest, DiffRequest, PlanRequest
+from bpfilter.errors import RolloutError
+from bpfilter.report.difference import difference_document
+from bpfilter.report.making import make_document
+from bpfilter.rollout.management import protected
+from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.live import read_live
+from bpfilter.ruleset.model import Backend, Ruleset
+from bpfilter.ruleset.read import read_text
+
+_PROOF_SECONDS = 30.0
+Say = Callable[[str], None]
+
+
+def live_ruleset(family: Family, backend: Backend | None = None) -> Ruleset:
+    """The live rules of one family; LiveReadError if they cannot be read whole."""
+    return read_live(family, backend)
+
+
+def planned(wanted: PlanRequest, say: Say) -> dict[str, Any]:
+    """The plan report of a ruleset."""
+    say("reading the ruleset")
+    began = time.perf_counter()
+    source = _ruleset(wanted.ruleset, wanted.family, wanted.backend, "request")
+    read = time.perf_counter() - began
+    return make_document(source, read, _PROOF_SECONDS, say)
+
+
+def compared(wanted: DiffRequest, say: Say) -> dict[str, Any]:
+    """The semantic diff of two rulesets."""
+    say("reading the rulesets")
+    old = _ruleset(wanted.old, wanted.family, wanted.backend, "old")
+    new = _ruleset(wanted.new, wanted.family or old.family, wanted.backend, "new")
+    if old.family is not new.family:
+        raise RolloutError(
+            f"one ruleset is {old.family}, the other {new.family}", hint="say which family is meant"
+        )
+    found = []
+    for hook in HOOKS:
+        say(f"comparing {hook[0]} {hook[1]}")
+        difference = compare(old, new, hook)
+        if difference is not None:
+            found.append(difference)
+    return difference_document(old, new, found)
+
+
+def _ruleset(
+    text: str | None, family: Family | None, backend: Backend | None, source: str
+) -> Ruleset:
+    if text is None:
+        return live_ruleset(family or Family.IPV4, backend)
+    return replace(read_text(text, source=source, family=family, backend=backend))
+
+
+def goal_of(wanted: DeploymentRequest) -> dict[str, Any]:
+    """The daemon's goal document; UsageError where a word in it makes no sense."""
+    canary = wanted.canary
+    commit = wanted.commit
+    return {
+        "stage": str(wanted.stage),
+        "confirm_within": None if commit is None else commit.seconds,
+        "confirm_id": "" if commit is None else commit.id,
+        "scope": None
+        if canary is None
+        else {
+            "interfaces": list(canary.interfaces),
+            "sources": [str(network) for network in canary.sources],
+            "share": canary.share,
+            "chains": [],
+        },
+        "gates": list(wanted.gates),
+        "waivers": list(wanted.waivers),
+        "policy": str(wanted.policy),
+        "accept_reset": wanted.accept_state_reset,
+        "operator": [protected(text).words for text in wanted.protect],
+        "accept_lockout": wanted.accept_lockout,
+    }

@@ -1,0 +1,76 @@
+"""`bpfilter serve`: the REST API of this network namespace, on a unix socket and if asked over TLS.
+
+A process of its own: it talks to `bpfilterd` through the journal, so nothing that clients do can
+delay the renewal of a lease, and its end changes nothing that is deployed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+import uvicorn
+from rich.console import Console
+
+from bpfilter.api.access import Guard
+from bpfilter.api.app import application
+from bpfilter.api.identity import Caller
+from bpfilter.api.keeper import Keeper
+from bpfilter.api.server import bind_tcp, bind_unix, passed_sockets, server
+from bpfilter.rollout.journal import state_directory
+from bpfilter.sd_notify import notify
+from bpfilter.settings import FILE, Settings, load
+
+
+def serve_command(
+    config: Annotated[Path, typer.Option(help="The configuration.")] = FILE,
+    check_config: Annotated[
+        bool, typer.Option("--check-config", help="Only say whether the configuration is good.")
+    ] = False,
+    state: Annotated[
+        Path | None, typer.Option(help="Directory of the journal, default by namespace.")
+    ] = None,
+) -> None:
+    """Serve the REST API: OpenAPI at /v1/openapi.json, for people at /v1/docs.
+
+    Example: [cyan]curl --unix-socket /run/bpfilterd/api.sock http://d/v1/deployment[/]
+    """
+    settings = load(config)
+    guard = Guard(settings.api)
+    if check_config:
+        Console(highlight=False).print(f"{config}: good")
+        return
+    log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
+
+    def audit(caller: Caller, what: str, detail: Any) -> None:
+        log.info("audit", caller=caller.name, by=caller.how, what=what, detail=detail)
+
+    app = application(Keeper(state or state_directory()), guard, audit)
+    asyncio.run(_serve(app, settings, log))
+
+
+async def _serve(app: Any, settings: Settings, log: Any) -> None:
+    passed = passed_sockets()
+    unix = passed or [bind_unix(settings.api.socket, settings.api.socket_group)]
+    running: list[tuple[uvicorn.Server, list[Any]]] = [(server(app), unix)]
+    if settings.api.tcp is not None:
+        running.append((server(app, tls=settings.api.tcp), [bind_tcp(settings.api.tcp)]))
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        notify(STOPPING=1)
+        for each, _ in running:
+            each.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    log.info("serving", socket=str(settings.api.socket), tcp=settings.api.tcp is not None)
+    notify(READY=1, STATUS="serving the API")
+    await asyncio.gather(*(each.serve(sockets=sockets) for each, sockets in running))
+    if not passed:
+        settings.api.socket.unlink(missing_ok=True)

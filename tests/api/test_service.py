@@ -1,0 +1,183 @@
+"""The REST API from outside: from nothing to enforced and back through it alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bpfilter.rollout.teardown import remains, stop_daemon, teardown
+from bpfilter.ruleset.model import Backend
+from tests.rollout.network import Net, entered
+from tests.rollout.test_stages import FATES, load, outcome
+
+pytestmark = pytest.mark.kernel
+PROGRAM = "from bpfilter.cli.main import main; main()"
+DEPLOYMENT = "/v1/deployment"
+
+
+@pytest.fixture
+def net() -> Iterator[Net]:
+    with Net() as built:
+        yield built
+
+
+@contextmanager
+def serving(net: Net, directory: Path, extra: str = "") -> Iterator[httpx.Client]:
+    """The API of the firewall namespace."""
+    place, state = directory / "api.sock", directory / "state"
+    config = directory / "bpfilter.toml"
+    config.write_text(f'[api]\nsocket = "{place}"\n{extra}')
+    command = [sys.executable, "-c", PROGRAM, "serve", "--config", str(config)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with entered(net.fw):
+        server = subprocess.Popen([*command, "--state", str(state)], env=environment)
+    try:
+        end = time.monotonic() + 60
+        while not place.exists():
+            assert server.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        transport = httpx.HTTPTransport(uds=str(place))
+        with httpx.Client(transport=transport, base_url="http://d", timeout=60) as client:
+            yield client
+    finally:
+        server.terminate()
+        assert server.wait(30) == 0
+        with entered(net.fw):
+            stop_daemon(state)
+            teardown(state)
+
+
+def reached(client: httpx.Client, stage: str) -> dict[str, Any]:
+    end = time.monotonic() + 60
+    while True:
+        found: dict[str, Any] = client.get(DEPLOYMENT).json()
+        if found["stage"] == stage:
+            return found
+        assert time.monotonic() < end, found
+        time.sleep(0.1)
+
+
+def put(client: httpx.Client, **document: Any) -> httpx.Response:
+    tag = client.get(DEPLOYMENT).headers["ETag"]
+    return client.put(DEPLOYMENT, json=document, headers={"If-Match": tag})
+
+
+def test_from_nothing_to_enforced_and_back(net: Net, tmp_path: Path) -> None:
+    tables = load(net, Backend.NFT)
+    with serving(net, tmp_path) as client:
+        assert client.get(DEPLOYMENT).json()["stage"] == "off"
+        assert client.get("/readyz").status_code == 503
+        dry = client.put(
+            DEPLOYMENT + "?dry_run=true",
+            json={"stage": "enforce", "interfaces": ["v1"]},
+            headers={"If-Match": "*"},
+        )
+        assert dry.json()["stage"] == "off"
+        wanted = {
+            "stage": "enforce",
+            "interfaces": ["v1"],
+            "gates": ["seconds=0"],
+            "commit": {"id": "change-1", "seconds": 120},
+        }
+        assert put(client, **wanted).status_code == 200
+        assert reached(client, "enforce")["confirm"]["id"] == "change-1"
+        assert client.post(f"{DEPLOYMENT}/commits/other/confirm").status_code == 409
+        assert client.post(f"{DEPLOYMENT}/commits/change-1/confirm").status_code == 200
+        assert outcome(net, tables) == (FATES, 0)
+        assert client.get("/readyz").status_code == 200
+        assert 'bpfilter_stage{stage="enforce"} 1.0' in client.get("/v1/metrics").text
+        kinds = [event["kind"] for event in client.get("/v1/events").json()["events"]]
+        assert "stage" in kinds and "confirmed" in kinds
+        assert put(client, stage="off").status_code == 200
+        reached(client, "off")
+        with entered(net.fw):
+            assert remains() == ()
+        assert outcome(net, tables) == (FATES, 12)
+
+
+def test_changes_need_to_say_what_they_are_based_on(net: Net, tmp_path: Path) -> None:
+    load(net, Backend.NFT)
+    with serving(net, tmp_path) as client:
+        body = {"stage": "shadow", "interfaces": ["v1"]}
+        missing = client.put(DEPLOYMENT, json=body)
+        assert missing.status_code == 428
+        assert missing.headers["content-type"] == "application/problem+json"
+        old = client.put(DEPLOYMENT, json=body, headers={"If-Match": '"0123"'})
+        assert (old.status_code, old.json()["type"]) == (412, "/v1/problems/precondition-failed")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"stage": "everything"},
+        {"stage": "shadow", "interfaces": ["a/b"]},
+        {"stage": "shadow", "unknown": 1},
+        {"stage": "canary", "canary": {"share": 0}},
+        {"stage": "shadow", "gates": ["nonsense"]},
+        [],
+    ],
+)
+def test_a_bad_request_is_a_problem_and_changes_nothing(
+    net: Net, tmp_path: Path, body: object
+) -> None:
+    with serving(net, tmp_path) as client:
+        answer = client.put(DEPLOYMENT, json=body, headers={"If-Match": "*"})
+        assert 400 <= answer.status_code < 500
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert client.get(DEPLOYMENT).json()["running"] is False
+
+
+def test_plans_and_diffs_are_operations(net: Net, tmp_path: Path) -> None:
+    load(net, Backend.NFT)
+    text = "*filter\n:INPUT DROP\n-A INPUT -p udp -j ACCEPT\nCOMMIT\n"
+    with serving(net, tmp_path) as client:
+        plan = ended(client, client.post("/v1/plans", json={"ruleset": text}))
+        assert plan["result"]["fates"]["native"] == 1
+        diff = ended(client, client.post("/v1/diffs", json={"old": text, "new": text}))
+        assert diff["result"]["same"] is True
+        refused = ended(client, client.post("/v1/plans", json={"ruleset": "*filter\nnonsense\n"}))
+        assert refused["problem"]["type"] == "/v1/problems/ruleset-refused"
+        assert refused["problem"]["line"] == 2
+        live = client.get("/v1/rulesets/ipv4", headers={"Accept": "text/plain"})
+        assert "-A INPUT" in live.text and live.headers["ETag"]
+
+
+def ended(client: httpx.Client, accepted: httpx.Response) -> dict[str, Any]:
+    assert accepted.status_code == 202
+    end = time.monotonic() + 60
+    while True:
+        found: dict[str, Any] = client.get(accepted.headers["Location"]).json()
+        if found["state"] in ("done", "failed"):
+            return found
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_who_has_no_role_may_not_even_look(net: Net, tmp_path: Path) -> None:
+    """A user without a role gets through the socket's mode only if its group lets it."""
+    with serving(net, tmp_path) as client:
+        assert client.get("/v1/host").status_code == 200
+        place = tmp_path / "api.sock"
+        place.chmod(0o666)
+        tmp_path.chmod(0o755)
+        for above in list(tmp_path.parents)[:3]:
+            above.chmod(0o755)
+        script = (
+            "import os, httpx, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534);"
+            f"c = httpx.Client(transport=httpx.HTTPTransport(uds={str(place)!r}),"
+            " base_url='http://d');"
+            "print([c.get('/healthz').status_code, c.get('/v1/deployment').status_code,"
+            " c.post('/v1/deployment/rollback').status_code])"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert json.loads(done.stdout) == [200, 403, 403], done.stderr
