@@ -13,7 +13,7 @@
 #include "rows.h"
 #include "scope.h"
 #include "shadow.h"
-#include "walk.h"
+#include "states.h"
 
 char LICENSE[] SEC("license") = "GPL";
 

@@ -22,7 +22,7 @@
 #include "parse.h"
 #include "rows.h"
 #include "scope.h"
-#include "walk.h"
+#include "states.h"
 
 #define DHCP_SERVER 67
 #define DHCP_CLIENT 68

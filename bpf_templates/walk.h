@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The walks through the entries that hold the packet: steps 3 to 5 of bpfilter/compiler/layout.py,
- * once per class of connection states.
- */
+/* A walk through the entries that hold the packet: steps 3 to 5 of bpfilter/compiler/layout.py. */
 #ifndef WALK_H
 #define WALK_H
 
@@ -11,9 +9,7 @@
 #define DEAD 0 /* the node of residuals without a code */
 #define ROOT 1
 
-/* A walk in line ends after so many; the few that go further begin again, with bpf_loop(). */
-#define QUICK_STEPS 8
-
+/* Functions that take `most` look at so many rows; the chain has no more groups of classes. */
 struct walk {
 	const __u64 *rows[MAX_GROUPS];
 	const __u64 *state_row;
@@ -40,7 +36,8 @@ static __always_inline __u32 lowest_bit(__u64 word)
 	return bit_numbers[(word & -word) * 0x022fdd63cc95386dull >> 58];
 }
 
-static __always_inline __u64 and_summary(const struct walk *w, const __u32 slot, __u32 cursor)
+static __always_inline __u64 and_summary(const struct walk *w, const __u32 slot, __u32 cursor,
+					 const __u32 most)
 {
 	const __u32 groups = config.slots[slot].groups;
 	__u64 word = ~0ull;
@@ -49,7 +46,7 @@ static __always_inline __u64 and_summary(const struct walk *w, const __u32 slot,
 		word = w->state_row[cursor];
 #pragma unroll
 	for (__u32 i = 0; i < MAX_GROUPS; i++)
-		if (i < groups)
+		if (i < most && i < groups)
 			word &= w->rows[i][cursor];
 	return word;
 }
@@ -102,7 +99,8 @@ static __always_inline __u32 node_behind_item(const __u32 slot, __u32 node, __u3
 }
 
 /* Go on at an entry. Returns 1 if it is out of range. */
-static __always_inline int skip_to(struct walk *w, const __u32 slot, __u32 position)
+static __always_inline int skip_to(struct walk *w, const __u32 slot, __u32 position,
+				   const __u32 most)
 {
 	__u32 cursor = position / 64 / 64;
 
@@ -111,23 +109,23 @@ static __always_inline int skip_to(struct walk *w, const __u32 slot, __u32 posit
 	if (cursor >= config.summary_words)
 		return 1;
 	w->cursor = cursor;
-	w->summary = and_summary(w, slot, cursor) & ~0ull << (position / 64 % 64);
+	w->summary = and_summary(w, slot, cursor, most) & ~0ull << (position / 64 % 64);
 	return 0;
 }
 
 /* Execute the operation of an entry that holds the packet. Returns 1 at the walk's end. */
-static __always_inline int operate(struct walk *w, const __u32 slot, __u32 entry)
+static __always_inline int operate(struct walk *w, const __u32 slot, __u32 entry, const __u32 most)
 {
 	__u32 op = number_at(w->ops, config.slots[slot].ops_base + entry, config.ops_count, 0);
 	__u32 argument = op & 0x0fffffff;
 	__u32 kind = op >> 28;
 
 	if (kind == OP_SKIP)
-		return skip_to(w, slot, argument);
+		return skip_to(w, slot, argument, most);
 	if (kind == OP_ITEM || kind == OP_LAST_ITEM) {
 		w->node = node_behind_item(slot, w->node, argument);
 		if (kind == OP_ITEM)
-			return skip_to(w, slot, entry + 1);
+			return skip_to(w, slot, entry + 1, most);
 	} else {
 		/* A walk that meets PUNT runs the original rules from their start. */
 		w->node = node_after(slot, kind == OP_PUNT ? w->start : w->node, kind);
@@ -137,7 +135,7 @@ static __always_inline int operate(struct walk *w, const __u32 slot, __u32 entry
 	return 1;
 }
 
-static __always_inline int next_summary(struct walk *w, const __u32 slot)
+static __always_inline int next_summary(struct walk *w, const __u32 slot, const __u32 most)
 {
 	__u32 cursor = w->cursor + 1;
 
@@ -145,7 +143,7 @@ static __always_inline int next_summary(struct walk *w, const __u32 slot)
 	if (cursor >= config.summary_words)
 		return 1;
 	w->cursor = cursor;
-	w->summary = and_summary(w, slot, cursor);
+	w->summary = and_summary(w, slot, cursor, most);
 	return 0;
 }
 
@@ -160,7 +158,8 @@ static __always_inline int meet(const __u64 *left, const __u64 *right)
 	return any != 0;
 }
 
-static __always_inline __u64 and_words(const __u64 **block, const __u32 slot, __u32 word)
+static __always_inline __u64 and_words(const __u64 **block, const __u32 slot, __u32 word,
+				       const __u32 most)
 {
 	const __u32 groups = config.slots[slot].groups;
 	__u64 leaf = ~0ull;
@@ -169,7 +168,7 @@ static __always_inline __u64 and_words(const __u64 **block, const __u32 slot, __
 		leaf = block[MAX_GROUPS][word];
 #pragma unroll
 	for (__u32 i = 0; i < MAX_GROUPS; i++)
-		if (i < groups)
+		if (i < most && i < groups)
 			leaf &= block[i][word];
 	return leaf;
 }
@@ -177,7 +176,7 @@ static __always_inline __u64 and_words(const __u64 **block, const __u32 slot, __
 /* Look through the next block (eight leaf words, a byte of the summary) that may hold an entry: one
  * reference per row serves all its words. Returns 1 at the walk's end.
  */
-static __always_inline long step(struct walk *w, const __u32 slot)
+static __always_inline long step(struct walk *w, const __u32 slot, const __u32 most)
 {
 	const __u32 groups = config.slots[slot].groups;
 	const __u64 *block[MAX_GROUPS + 1];
@@ -187,7 +186,7 @@ static __always_inline long step(struct walk *w, const __u32 slot)
 	__u64 leaf;
 
 	if (!summary)
-		return next_summary(w, slot);
+		return next_summary(w, slot, most);
 	first = lowest_bit(summary) & ~7u;
 	byte = summary >> first & 0xff;
 	w->summary = summary & ~(0xffull << first);
@@ -197,7 +196,7 @@ static __always_inline long step(struct walk *w, const __u32 slot)
 		return 1;
 #pragma unroll
 	for (__u32 i = 0; i < MAX_GROUPS; i++) {
-		if (i >= groups)
+		if (i >= most || i >= groups)
 			continue;
 		block[i] = row_block(w->blocks, w->rows[i], number);
 		if (!block[i])
@@ -214,7 +213,7 @@ static __always_inline long step(struct walk *w, const __u32 slot)
 	/* Without branches: which words they have in common is hard to predict. */
 #pragma unroll
 	for (__u32 i = 0; i < BLOCK_WORDS; i++) {
-		leaf = and_words(block, slot, i);
+		leaf = and_words(block, slot, i, most);
 		leaf |= -leaf;
 		barrier_var(leaf); /* or clang makes a branch of it */
 		found |= (__u32)(leaf >> 63) << i;
@@ -223,7 +222,7 @@ static __always_inline long step(struct walk *w, const __u32 slot)
 	if (!found)
 		return 0;
 	word = lowest_bit(found) & 7;
-	leaf = and_words(block, slot, word);
+	leaf = and_words(block, slot, word, most);
 	word += number * BLOCK_WORDS;
 	w->summary = summary & ~0ull << (word % 64) << 1;
 	if (word == w->position / 64) {
@@ -231,227 +230,27 @@ static __always_inline long step(struct walk *w, const __u32 slot)
 		if (!leaf)
 			return 0;
 	}
-	return operate(w, slot, word * 64 + lowest_bit(leaf));
+	return operate(w, slot, word * 64 + lowest_bit(leaf), most);
 }
 
 static long step0(__u32 index, void *walk)
 {
-	return step(walk, 0);
+	return step(walk, 0, MAX_GROUPS);
 }
 
 static long step1(__u32 index, void *walk)
 {
-	return step(walk, 1);
+	return step(walk, 1, MAX_GROUPS);
 }
 
 static long step2(__u32 index, void *walk)
 {
-	return step(walk, 2);
+	return step(walk, 2, MAX_GROUPS);
 }
 
 static long step3(__u32 index, void *walk)
 {
-	return step(walk, 3);
-}
-
-/* Nobody takes the address of what quick steps work on: clang keeps it in registers. */
-static __always_inline void quick_steps(struct walk *w, const __u32 slot)
-{
-#pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < QUICK_STEPS; i++)
-		if (step(w, slot))
-			return;
-}
-
-static __always_inline void many_steps(struct walk *w, const __u32 slot)
-{
-	switch (slot) {
-	case 0:
-		bpf_loop(config.iterations, step0, w, 0);
-		break;
-	case 1:
-		bpf_loop(config.iterations, step1, w, 0);
-		break;
-	case 2:
-		bpf_loop(config.iterations, step2, w, 0);
-		break;
-	case 3:
-		bpf_loop(config.iterations, step3, w, 0);
-		break;
-	}
-}
-
-/* Always 0, which the verifier cannot know: else it would follow the loop for every position that
- * counting up from a known start can reach.
- */
-static volatile __u32 zero;
-
-/* Where a packet's walks have come to. */
-struct trip {
-	__u32 node;
-	__u32 entry; /* at which the last walk ended */
-};
-
-static __always_inline const __u64 *row_at(const void *all, __u32 index)
-{
-	barrier_var(index);
-	return index < config.rows_count ? all + (__u64)index * config.pitch : 0;
-}
-
-/* One state's walk; REASON_LONG_WALK and no change to *trip if it did not come to an end. */
-static __always_inline int walk_of(const struct selection *selected, struct trip *trip, __u32 state,
-				   const __u32 slot, const int quick)
-{
-	const __u32 groups = config.slots[slot].groups;
-	const void *all = element(&rows, 0);
-	struct walk w;
-
-	if (!selected || !trip || !all)
-		return REASON_LOOKUP;
-#pragma unroll
-	for (__u32 i = 0; i < MAX_GROUPS; i++) {
-		w.rows[i] = 0;
-		if (i >= groups)
-			continue;
-		w.rows[i] = row_at(all, selected->row[i]);
-		if (!w.rows[i])
-			return REASON_LOOKUP;
-	}
-	w.state_row = 0;
-	if (config.slots[slot].stateful) {
-		w.state_row = row_at(all, config.slots[slot].state_row + state);
-		if (!w.state_row)
-			return REASON_LOOKUP;
-	}
-	w.blocks = element(&blocks, 0);
-	w.ops = element(&ops, 0);
-	if (!w.blocks || !w.ops)
-		return REASON_LOOKUP;
-	w.start = w.node = trip->node;
-	w.position = w.cursor = zero;
-	w.entry = w.ended = 0;
-	w.summary = and_summary(&w, slot, 0);
-	if (quick)
-		quick_steps(&w, slot);
-	else
-		many_steps(&w, slot);
-	if (!w.ended)
-		return REASON_LONG_WALK;
-	trip->node = w.node;
-	trip->entry = w.entry;
-	return REASON_NONE;
-}
-
-/* Return an enum reason; not static, as select0() … are not. */
-#define WALK(slot)                                                                                 \
-	__noinline int quick_walk##slot(const struct selection *selected, struct trip *trip,       \
-					__u32 state)                                               \
-	{                                                                                          \
-		return walk_of(selected, trip, state, slot, 1);                                    \
-	}                                                                                          \
-	__noinline int long_walk##slot(const struct selection *selected, struct trip *trip,        \
-				       __u32 state)                                                \
-	{                                                                                          \
-		return walk_of(selected, trip, state, slot, 0);                                    \
-	}                                                                                          \
-	static __always_inline int walk##slot(const struct selection *selected, struct trip *trip, \
-					      __u32 state)                                         \
-	{                                                                                          \
-		int reason = quick_walk##slot(selected, trip, state);                              \
-                                                                                                   \
-		return reason == REASON_LONG_WALK ? long_walk##slot(selected, trip, state)         \
-						  : reason;                                        \
-	}
-
-WALK(0)
-WALK(1)
-WALK(2)
-WALK(3)
-
-static __always_inline int long_walk(const __u32 slot, const struct selection *selected,
-				     struct trip *trip, __u32 state)
-{
-	switch (slot) {
-	case 0:
-		return long_walk0(selected, trip, state);
-	case 1:
-		return long_walk1(selected, trip, state);
-	case 2:
-		return long_walk2(selected, trip, state);
-	default:
-		return long_walk3(selected, trip, state);
-	}
-}
-
-static __always_inline int walk(const __u32 slot, const struct selection *selected,
-				struct trip *trip, __u32 state)
-{
-	switch (slot) {
-	case 0:
-		return walk0(selected, trip, state);
-	case 1:
-		return walk1(selected, trip, state);
-	case 2:
-		return walk2(selected, trip, state);
-	default:
-		return walk3(selected, trip, state);
-	}
-}
-
-/* The rows and the first state's walk in one: every call and return costs more than a step. */
-#define FIRST(slot)                                                               \
-	__noinline int first##slot(context_t *ctx, const struct packet *p,        \
-				   struct selection *selected, struct trip *trip) \
-	{                                                                         \
-		int reason = select_of(ctx, p, slot, selected);                   \
-                                                                                  \
-		return reason ? reason : walk_of(selected, trip, 0, slot, 1);     \
-	}
-
-FIRST(0)
-FIRST(1)
-FIRST(2)
-FIRST(3)
-
-static __always_inline int first_walk(const __u32 slot, context_t *ctx, const struct packet *p,
-				      struct selection *selected, struct trip *trip)
-{
-	switch (slot) {
-	case 0:
-		return first0(ctx, p, selected, trip);
-	case 1:
-		return first1(ctx, p, selected, trip);
-	case 2:
-		return first2(ctx, p, selected, trip);
-	default:
-		return first3(ctx, p, selected, trip);
-	}
-}
-
-/* Rows and all states' walks: `final` gets the entry at which each ends, `node` the node after the
- * last. An enum reason.
- */
-static __always_inline int classify_states(context_t *ctx, const struct packet *p, const __u32 slot,
-					   __u32 *final, __u32 *node)
-{
-	const __u32 states = config.slots[slot].states;
-	struct selection selected = {};
-	struct trip trip = {.node = ROOT};
-	int reason = first_walk(slot, ctx, p, &selected, &trip);
-
-	if (reason == REASON_LONG_WALK)
-		reason = long_walk(slot, &selected, &trip, 0);
-	if (reason)
-		return reason;
-	final[0] = trip.entry;
-	for (__u32 state = 1; state < MAX_STATES && state < states; state++) {
-		reason = walk(slot, &selected, &trip, state);
-		if (reason)
-			return reason;
-		final[state] = trip.entry;
-	}
-	*node = trip.node;
-	return REASON_NONE;
+	return step(walk, 3, MAX_GROUPS);
 }
 
 #endif

@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The walks of all classes of connection states, one after the other, through the steps of walk.h.
+ */
+#ifndef STATES_H
+#define STATES_H
+
+#include "rows.h"
+#include "walk.h"
+
+/* A walk in line ends after so many; the few that go further begin again, with bpf_loop(). */
+#define QUICK_STEPS 8
+
+/* Rows of a walk in line: what the stack has room for, and more than nearly all chains have. */
+#define QUICK_GROUPS 5
+
+/* Nobody takes the address of what quick steps work on: clang keeps it in registers. */
+static __always_inline void quick_steps(struct walk *w, const __u32 slot)
+{
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < QUICK_STEPS; i++)
+		if (step(w, slot, QUICK_GROUPS))
+			return;
+}
+
+static __always_inline void many_steps(struct walk *w, const __u32 slot)
+{
+	switch (slot) {
+	case 0:
+		bpf_loop(config.iterations, step0, w, 0);
+		break;
+	case 1:
+		bpf_loop(config.iterations, step1, w, 0);
+		break;
+	case 2:
+		bpf_loop(config.iterations, step2, w, 0);
+		break;
+	case 3:
+		bpf_loop(config.iterations, step3, w, 0);
+		break;
+	}
+}
+
+/* Always 0, which the verifier cannot know: else it would follow the loop for every position that
+ * counting up from a known start can reach.
+ */
+static volatile __u32 zero;
+
+/* Where a packet's walks have come to. */
+struct trip {
+	__u32 node;
+	__u32 entry; /* at which the last walk ended */
+};
+
+static __always_inline const __u64 *row_at(const void *all, __u32 index)
+{
+	barrier_var(index);
+	return index < config.rows_count ? all + (__u64)index * config.pitch : 0;
+}
+
+/* One state's walk; REASON_LONG_WALK and no change to *trip if it did not come to an end. */
+static __always_inline int walk_of(const struct selection *selected, struct trip *trip, __u32 state,
+				   const __u32 slot, const int quick)
+{
+	const __u32 most = quick ? QUICK_GROUPS : MAX_GROUPS;
+	const __u32 groups = config.slots[slot].groups;
+	const void *all = element(&rows, 0);
+	struct walk w;
+
+	if (!selected || !trip || !all)
+		return REASON_LOOKUP;
+	if (groups > most)
+		return REASON_LONG_WALK;
+#pragma unroll
+	for (__u32 i = 0; i < MAX_GROUPS; i++) {
+		w.rows[i] = 0;
+		if (i >= most || i >= groups)
+			continue;
+		w.rows[i] = row_at(all, selected->row[i]);
+		if (!w.rows[i])
+			return REASON_LOOKUP;
+	}
+	w.state_row = 0;
+	if (config.slots[slot].stateful) {
+		w.state_row = row_at(all, config.slots[slot].state_row + state);
+		if (!w.state_row)
+			return REASON_LOOKUP;
+	}
+	w.blocks = element(&blocks, 0);
+	w.ops = element(&ops, 0);
+	if (!w.blocks || !w.ops)
+		return REASON_LOOKUP;
+	w.start = w.node = trip->node;
+	w.position = w.cursor = zero;
+	w.entry = w.ended = 0;
+	w.summary = and_summary(&w, slot, 0, most);
+	if (quick)
+		quick_steps(&w, slot);
+	else
+		many_steps(&w, slot);
+	if (!w.ended)
+		return REASON_LONG_WALK;
+	trip->node = w.node;
+	trip->entry = w.entry;
+	return REASON_NONE;
+}
+
+/* Return an enum reason; not static, as select0() … are not. */
+#define WALK(slot)                                                                                 \
+	__noinline int quick_walk##slot(const struct selection *selected, struct trip *trip,       \
+					__u32 state)                                               \
+	{                                                                                          \
+		return walk_of(selected, trip, state, slot, 1);                                    \
+	}                                                                                          \
+	__noinline int long_walk##slot(const struct selection *selected, struct trip *trip,        \
+				       __u32 state)                                                \
+	{                                                                                          \
+		return walk_of(selected, trip, state, slot, 0);                                    \
+	}                                                                                          \
+	static __always_inline int walk##slot(const struct selection *selected, struct trip *trip, \
+					      __u32 state)                                         \
+	{                                                                                          \
+		int reason = quick_walk##slot(selected, trip, state);                              \
+                                                                                                   \
+		return reason == REASON_LONG_WALK ? long_walk##slot(selected, trip, state)         \
+						  : reason;                                        \
+	}
+
+WALK(0)
+WALK(1)
+WALK(2)
+WALK(3)
+
+static __always_inline int long_walk(const __u32 slot, const struct selection *selected,
+				     struct trip *trip, __u32 state)
+{
+	switch (slot) {
+	case 0:
+		return long_walk0(selected, trip, state);
+	case 1:
+		return long_walk1(selected, trip, state);
+	case 2:
+		return long_walk2(selected, trip, state);
+	default:
+		return long_walk3(selected, trip, state);
+	}
+}
+
+static __always_inline int walk(const __u32 slot, const struct selection *selected,
+				struct trip *trip, __u32 state)
+{
+	switch (slot) {
+	case 0:
+		return walk0(selected, trip, state);
+	case 1:
+		return walk1(selected, trip, state);
+	case 2:
+		return walk2(selected, trip, state);
+	default:
+		return walk3(selected, trip, state);
+	}
+}
+
+/* The rows and the first state's walk in one: every call and return costs more than a step. */
+#define FIRST(slot)                                                               \
+	__noinline int first##slot(context_t *ctx, const struct packet *p,        \
+				   struct selection *selected, struct trip *trip) \
+	{                                                                         \
+		int reason = select_of(ctx, p, slot, selected);                   \
+                                                                                  \
+		return reason ? reason : walk_of(selected, trip, 0, slot, 1);     \
+	}
+
+FIRST(0)
+FIRST(1)
+FIRST(2)
+FIRST(3)
+
+static __always_inline int first_walk(const __u32 slot, context_t *ctx, const struct packet *p,
+				      struct selection *selected, struct trip *trip)
+{
+	switch (slot) {
+	case 0:
+		return first0(ctx, p, selected, trip);
+	case 1:
+		return first1(ctx, p, selected, trip);
+	case 2:
+		return first2(ctx, p, selected, trip);
+	default:
+		return first3(ctx, p, selected, trip);
+	}
+}
+
+/* Rows and all states' walks: `final` gets the entry at which each ends, `node` the node after the
+ * last. An enum reason.
+ */
+static __always_inline int classify_states(context_t *ctx, const struct packet *p, const __u32 slot,
+					   __u32 *final, __u32 *node)
+{
+	const __u32 states = config.slots[slot].states;
+	struct selection selected = {};
+	struct trip trip = {.node = ROOT};
+	int reason = first_walk(slot, ctx, p, &selected, &trip);
+
+	if (reason == REASON_LONG_WALK)
+		reason = long_walk(slot, &selected, &trip, 0);
+	if (reason)
+		return reason;
+	final[0] = trip.entry;
+	for (__u32 state = 1; state < MAX_STATES && state < states; state++) {
+		reason = walk(slot, &selected, &trip, state);
+		if (reason)
+			return reason;
+		final[state] = trip.entry;
+	}
+	*node = trip.node;
+	return REASON_NONE;
+}
+
+#endif
