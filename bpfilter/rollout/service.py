@@ -133,7 +133,8 @@ class Service:
             self._event("undone", f"left over from before, removed: {line}")
         journal.set("stage", Stage.OFF)
         late = pending is not None and time.monotonic_ns() >= pending["deadline"]
-        if pending is not None and late and pending["id"] == self.goal.confirm_id:
+        asked_again = self.goal.confirm_within is not None
+        if pending is not None and late and asked_again and pending["id"] == self.goal.confirm_id:
             raise _unconfirmed()
         journal.put(PENDING, None)
         if not self._is_confirmed:

@@ -227,3 +227,25 @@ def test_a_tool_that_keeps_purging_our_chains_is_not_fought(net: Net, tmp_path: 
     with Journal(tmp_path, create=False) as journal:
         pauses = [e.sentence.split()[-2] for e in journal.events() if e.kind == Cause.DISPATCH]
     assert pauses == ["1", "2"]
+
+
+def test_an_expired_stage_without_an_id_does_not_stand_in_the_way_of_a_later_deployment(
+    net: Net, tmp_path: Path
+) -> None:
+    """A daemon that is started again by its supervisor gives up again; one that asks for no
+    confirmation does not."""
+    load(net, Backend.NFT)
+    goal = replace(ENFORCE, confirm_within=1.0)
+
+    def waiting(journal: Journal) -> Iterator[None]:
+        while True:
+            yield
+
+    for _ in range(2):
+        with pytest.raises(Unconfirmed):
+            served(net, tmp_path, goal, waiting)
+
+    def script(journal: Journal) -> Iterator[None]:
+        yield from reached(journal, Stage.ENFORCE)
+
+    assert served(net, tmp_path, ENFORCE, script)[0] is Ending.STOPPED
