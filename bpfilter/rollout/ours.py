@@ -4,7 +4,8 @@ Ours are the entries BPF-INPUT and BPF-FORWARD, the chains BPF-<letter>-<12 hex 
 rules that jump to one of them from elsewhere. A name is not enough: an entry holds the bare rule
 that clears the mark field, and the rule that jumps to it asks for that field; nothing of the
 operator's jumps to the others, whose digits are the hash of what they hold. A chain that was
-flushed is ours if the other entry stands beside it. All else is the operator's, whatever its name.
+flushed or edited is ours if the other entry stands beside it. All else is the operator's, whatever
+its name.
 """
 
 from __future__ import annotations
@@ -165,10 +166,11 @@ def _provably_ours(
     rules: Mapping[str, Sequence[str]], jumps: Mapping[str, Sequence[tuple[str, str]]]
 ) -> frozenset[str]:
     found = {name for name in rules if name in _ENTRIES and _is_entry(rules, jumps, name)}
-    flushed = {n for n in _ENTRIES & rules.keys() if not rules[n] and _asked(jumps.get(n), "")}
-    if found | flushed == _ENTRIES:
-        # We always make both. `iptables -F` empties them, and all that jumped to them.
-        found |= flushed
+    asked = {name for name in _ENTRIES & rules.keys() if _asked(jumps.get(name), "")}
+    if found | asked == _ENTRIES and (found or not any(rules[name] for name in asked)):
+        # We always make both, and none beside an operator's. `iptables -F` empties them, and all
+        # that jumped to them; who edits one of ours leaves the other.
+        found |= asked
     hashed = {name for name in rules if _HASHED.match(name)}
     waiting = [name for name in rules if name not in found and name not in hashed]
     while waiting:

@@ -109,7 +109,8 @@ def test_detaching_ends_it_and_leaves_nothing(net: Network, kind: AttachKind) ->
         net.send(udp(1))
         attachment.close()
         net.send(udp(1))
-        assert classifier.outcomes() == {(0, Outcome.ACCEPT): 1}
+        # The kernel's own neighbour discovery may pass as IPv6, in another slot.
+        assert classifier.outcomes()[0, Outcome.ACCEPT] == 1
         assert net.fw("tc", "filter", "show", "dev", "fw0", "ingress") == ""
         assert "clsact" not in net.fw("tc", "qdisc", "show", "dev", "fw0")
 
