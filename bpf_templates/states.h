@@ -7,17 +7,22 @@
 #include "rows.h"
 #include "walk.h"
 
-/* A walk in line ends after so many; the few that go further begin again, with bpf_loop(). */
-#define QUICK_STEPS 8
+/* A walk in line ends after so many; the few that go further begin again, with bpf_loop(). Fewer
+ * where each of several states has a walk, for the verifier goes them all.
+ */
+#define QUICK_STEPS	  16
+#define QUICK_STATE_STEPS 6
 
-/* Rows of a walk in line: what the stack has room for, and more than nearly all chains have. */
-#define QUICK_GROUPS 5
+/* Rows of a walk in line: what the stack has room for, and all that most chains have. */
+#define QUICK_GROUPS 4
 
 /* Nobody takes the address of what quick steps work on: clang keeps it in registers. */
 static __always_inline void quick_steps(struct walk *w, const __u32 slot)
 {
+	const __u32 limit = config.slots[slot].states == 1 ? QUICK_STEPS : QUICK_STATE_STEPS;
+
 #pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < QUICK_STEPS; i++)
+	for (__u32 i = 0; i < QUICK_STEPS && i < limit; i++)
 		if (step(w, slot, QUICK_GROUPS))
 			return;
 }

@@ -173,6 +173,24 @@ static __always_inline __u64 and_words(const __u64 **block, const __u32 slot, __
 	return leaf;
 }
 
+/* Which words of the blocks have an entry in common, as bits. Without branches: they would be hard
+ * to predict.
+ */
+static __always_inline __u32 common_words(const __u64 **block, const __u32 slot, const __u32 most)
+{
+	__u32 common = 0;
+
+#pragma unroll
+	for (__u32 i = 0; i < BLOCK_WORDS; i++) {
+		__u64 leaf = and_words(block, slot, i, most);
+
+		leaf |= -leaf;
+		barrier_var(leaf); /* or clang makes a branch of it */
+		common |= (__u32)(leaf >> 63) << i;
+	}
+	return common;
+}
+
 /* Look through the next block (eight leaf words, a byte of the summary) that may hold an entry: one
  * reference per row serves all its words. Returns 1 at the walk's end.
  */
@@ -182,7 +200,7 @@ static __always_inline long step(struct walk *w, const __u32 slot, const __u32 m
 	const __u64 *block[MAX_GROUPS + 1];
 	__u64 summary = w->summary;
 	__u32 first, number, word;
-	__u32 byte, found = 0;
+	__u32 byte, found;
 	__u64 leaf;
 
 	if (!summary)
@@ -196,40 +214,34 @@ static __always_inline long step(struct walk *w, const __u32 slot, const __u32 m
 		return 1;
 #pragma unroll
 	for (__u32 i = 0; i < MAX_GROUPS; i++) {
+		block[i] = w->blocks; /* what clang may copy must have a value */
 		if (i >= most || i >= groups)
 			continue;
 		block[i] = row_block(w->blocks, w->rows[i], number);
 		if (!block[i])
 			return 1;
 		/* Mostly the two addresses, which leave nothing of most blocks. */
-		if (i == 1 && !meet(block[0], block[1]))
+		if (i == 1 && byte & (byte - 1) && !meet(block[0], block[1]))
 			return 0;
 	}
+	block[MAX_GROUPS] = w->blocks;
 	if (config.slots[slot].stateful) {
 		block[MAX_GROUPS] = row_block(w->blocks, w->state_row, number);
 		if (!block[MAX_GROUPS])
 			return 1;
 	}
-	/* Without branches: which words they have in common is hard to predict. */
-#pragma unroll
-	for (__u32 i = 0; i < BLOCK_WORDS; i++) {
-		leaf = and_words(block, slot, i, most);
-		leaf |= -leaf;
-		barrier_var(leaf); /* or clang makes a branch of it */
-		found |= (__u32)(leaf >> 63) << i;
-	}
-	found &= byte;
+	/* In short lists one word is all there is. */
+	found = byte & (byte - 1) ? common_words(block, slot, most) & byte : byte;
 	if (!found)
 		return 0;
 	word = lowest_bit(found) & 7;
 	leaf = and_words(block, slot, word, most);
 	word += number * BLOCK_WORDS;
 	w->summary = summary & ~0ull << (word % 64) << 1;
-	if (word == w->position / 64) {
+	if (word == w->position / 64)
 		leaf &= ~0ull << (w->position % 64);
-		if (!leaf)
-			return 0;
-	}
+	if (!leaf)
+		return 0;
 	return operate(w, slot, word * 64 + lowest_bit(leaf), most);
 }
 
