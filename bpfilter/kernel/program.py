@@ -310,7 +310,7 @@ class Classifier:
 
 
 def possible_cpus() -> int:
-    """How many values an element of a per-CPU map has."""
+    """How many rows a map of counts has."""
     last = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")[-1]
     return int(last.split("-")[-1]) + 1
 

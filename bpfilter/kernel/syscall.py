@@ -17,7 +17,7 @@ from bpfilter.errors import KernelError
 
 MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_GET_NEXT = 1, 2, 3, 4
 OBJ_PIN, OBJ_GET, PROG_TEST_RUN, OBJ_GET_INFO = 6, 7, 10, 15
-MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH = 24, 26
+MAP_UPDATE_BATCH = 26
 LINK_CREATE, LINK_UPDATE, LINK_DETACH = 28, 29, 34
 RAW_TRACEPOINT_OPEN, MAP_LOOKUP_AND_DELETE = 17, 21
 
@@ -214,29 +214,6 @@ def map_update_batch(fd: int, keys: bytes, values: bytes, count: int) -> None:
         k, v = _bytes(keys), _bytes(values)
         attr = _Batch(0, 0, ctypes.addressof(k), ctypes.addressof(v), count, fd, 0, 0)
         bpf(MAP_UPDATE_BATCH, attr, "fill a map")
-
-
-def array_lookup_all(fd: int, entries: int, value_bytes: int) -> bytes:
-    """All elements of an array map, in order; for per-CPU maps `value_bytes` covers all CPUs."""
-    out = ctypes.create_string_buffer(8)
-    keys = ctypes.create_string_buffer(4 * entries)
-    values = ctypes.create_string_buffer(value_bytes * entries)
-    attr = _Batch(
-        0,
-        ctypes.addressof(out),
-        ctypes.addressof(keys),
-        ctypes.addressof(values),
-        entries,
-        fd,
-        0,
-        0,
-    )
-    try:
-        bpf(MAP_LOOKUP_BATCH, attr, "read a map")
-    except KernelCallFailed as error:
-        if error.errno != errno.ENOENT:  # the end was reached: all elements are there
-            raise
-    return values.raw
 
 
 @dataclass(frozen=True, slots=True)
