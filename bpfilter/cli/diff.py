@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from bpfilter.analysis.difference import HOOKS, compare
-from bpfilter.cli.plan import BackendOption, FamilyOption, Format, load
+from bpfilter.cli.plan import BackendOption, FamilyOption, Form, FormOption, load, print_document
 from bpfilter.errors import UsageError
 from bpfilter.report.difference import difference_document, render_difference
+from bpfilter.report.markdown import difference_markdown
+from bpfilter.report.page import difference_page
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
 
@@ -25,7 +25,7 @@ def diff_command(
     new: Annotated[str, typer.Argument(metavar="NEW", help="iptables-save text, -, or `live`.")],
     backend: BackendOption = None,
     family: FamilyOption = None,
-    output: Annotated[Format, typer.Option("--format", help="Report form.")] = Format.TEXT,
+    output: FormOption = Form.TEXT,
     seconds: Annotated[
         float, typer.Option(min=0.1, help="Time bound for following packets of one chain.")
     ] = 4.0,
@@ -49,11 +49,10 @@ def diff_command(
             if compared is not None:
                 found.append(compared)
         document = difference_document(left, right, found)
-    if output is Format.JSON:
-        json.dump(document, sys.stdout, indent=1)
-        sys.stdout.write("\n")
-    else:
+    if output is Form.TEXT:
         render_difference(document, Console(highlight=False))
+    else:
+        print_document(document, output, difference_markdown, difference_page)
     raise typer.Exit(0 if document["same"] else _CHANGES)
 
 

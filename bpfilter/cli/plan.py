@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, Any
@@ -18,8 +19,10 @@ from bpfilter.errors import ProofFailed
 from bpfilter.kernel.config import Mode
 from bpfilter.kernel.described import describe_program
 from bpfilter.kernel.program import Classifier, Options
-from bpfilter.report.document import chains_of
+from bpfilter.report.document import Document, chains_of
 from bpfilter.report.making import make_document
+from bpfilter.report.markdown import plan_markdown
+from bpfilter.report.page import plan_page
 from bpfilter.report.passes import Pass, pass_document, render_passes
 from bpfilter.report.text import render_plan
 from bpfilter.ruleset.fields import Family
@@ -32,6 +35,21 @@ from bpfilter.ruleset.second_reader import second_reading
 class Format(StrEnum):
     TEXT = "text"
     JSON = "json"
+
+
+class Form(StrEnum):
+    """Forms of a report that people keep."""
+
+    TEXT = "text"
+    JSON = "json"
+    MARKDOWN = "markdown"
+    HTML = "html"
+
+
+FormOption = Annotated[
+    Form,
+    typer.Option("--format", help="text, json, markdown, or html: one file, no network."),
+]
 
 
 RulesetOption = Annotated[
@@ -64,11 +82,27 @@ def load(ruleset: str | None, backend: Backend | None, family: Family | None) ->
     return read_file(ruleset, family=family, backend=backend)
 
 
+def print_document(
+    document: Document,
+    form: Form,
+    as_markdown: Callable[[Document], str],
+    as_page: Callable[[Document], str],
+) -> None:
+    """Write a report's document to standard output in one of its forms but text."""
+    if form is Form.MARKDOWN:
+        sys.stdout.write(as_markdown(document))
+    elif form is Form.HTML:
+        sys.stdout.write(as_page(document))
+    else:
+        json.dump(document, sys.stdout, indent=1)
+        sys.stdout.write("\n")
+
+
 def plan_command(
     ruleset: RulesetOption = None,
     backend: BackendOption = None,
     family: FamilyOption = None,
-    output: Annotated[Format, typer.Option("--format", help="Report form.")] = Format.TEXT,
+    output: FormOption = Form.TEXT,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="List every rule, not only the odd ones.")
     ] = False,
@@ -99,11 +133,10 @@ def plan_command(
             return
         read = time.perf_counter() - started
         document = make_document(source, read, proof_seconds, status.update)
-    if output is Format.JSON:
-        json.dump(document, sys.stdout, indent=1)
-        sys.stdout.write("\n")
-    else:
+    if output is Form.TEXT:
         render_plan(document, Console(highlight=False), verbose=verbose)
+    else:
+        print_document(document, output, plan_markdown, plan_page)
     wrong = [chain["proof"]["counterexample"] for chain in chains_of(document)]
     if any(wrong):
         raise ProofFailed(
@@ -112,7 +145,7 @@ def plan_command(
         )
 
 
-def _inspect(source: Ruleset, shown: Pass | None, program: bool, output: Format) -> None:
+def _inspect(source: Ruleset, shown: Pass | None, program: bool, output: Form) -> None:
     """Print a pass and the loaded program; nothing stays loaded, nothing is attached."""
     plan = compile_ruleset(source)
     found: dict[str, Any] = {} if shown is None else {"passes": pass_document(plan, shown)}
@@ -120,7 +153,7 @@ def _inspect(source: Ruleset, shown: Pass | None, program: bool, output: Format)
         options = Options(mode=Mode.LIVE_INPUT, marking=DEFAULT_MARK, leased=True, generation=True)
         with Classifier.load(assemble([plan]), options) as classifier:
             found["program"] = describe_program(classifier.fd)
-    if output is Format.JSON:
+    if output is Form.JSON:
         json.dump(found, sys.stdout, indent=1)
         sys.stdout.write("\n")
     else:

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from bpfilter.analysis.describe import describe_packet
 from bpfilter.analysis.difference import Change, HookDifference, Side
-from bpfilter.report.document import Document, printable, reference
+from bpfilter.report.document import Document, reference
+from bpfilter.report.safe import printable
 from bpfilter.report.words import box_words, state_words
 from bpfilter.ruleset.model import Rule, RuleRef, Ruleset
 from bpfilter.ruleset.writer import rule_words

@@ -11,6 +11,9 @@ from bpfilter.analysis.equivalence import Proof
 from bpfilter.analysis.fates import Fate, FateKind
 from bpfilter.compiler.ir import FlatChain, Function, Walk
 from bpfilter.compiler.plan import ChainPlan, Image, Plan
+from bpfilter.report.examples import examples
+from bpfilter.report.graph import graph_document
+from bpfilter.report.safe import printable
 from bpfilter.ruleset.fields import STATES
 from bpfilter.ruleset.model import Rule, RuleRef
 from bpfilter.ruleset.writer import rule_words
@@ -28,7 +31,10 @@ def plan_document(
     fates: Mapping[RuleRef, Fate],
     seconds: Mapping[str, float],
 ) -> Document:
-    """Everything a plan says, in the order of the ruleset. `seconds` are wall-clock times."""
+    """Everything a plan says, in the order of the ruleset. `seconds` are wall-clock times.
+
+    `cost` and `host` are for the caller to fill in: what was measured, and where it would run.
+    """
     ruleset = plan.ruleset
     counts = Counter(str(fate.kind) for fate in fates.values())
     return {
@@ -51,13 +57,11 @@ def plan_document(
             "codes": len(image.codes),
         },
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "graph": graph_document(ruleset),
+        "cost": None,
+        "host": None,
         "warnings": [printable(text) for text in plan.warnings],
     }
-
-
-def printable(text: str) -> str:
-    """Text of any bytes (surrogateescape) as valid Unicode."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def reference(ref: RuleRef) -> Document:
@@ -65,16 +69,15 @@ def reference(ref: RuleRef) -> Document:
 
 
 def _rule(rule: Rule, fate: Fate) -> Document:
-    document = {
+    return {
         **reference(rule.ref),
         "line": rule.line,
         "text": printable(f"-A {rule.chain} {rule_words(rule)}".rstrip()),
         "fate": str(fate.kind),
         "reason": printable(fate.reason),
+        "packets": None if rule.counters is None else rule.counters.packets,
+        "shadowed_by": [reference(ref) for ref in fate.shadowed_by],
     }
-    if fate.shadowed_by:
-        document["shadowed_by"] = [reference(ref) for ref in fate.shadowed_by]
-    return document
 
 
 def _chain(plan: Plan, image: Image, chain: ChainPlan, proof: Proof | None) -> Document:
@@ -84,6 +87,7 @@ def _chain(plan: Plan, image: Image, chain: ChainPlan, proof: Proof | None) -> D
         for code in image.codes
         if (code.family, code.table, code.chain) == (plan.family, chain.table, chain.chain)
     }
+    met = examples(chain)
     return {
         "table": chain.table,
         "chain": chain.chain,
@@ -97,7 +101,11 @@ def _chain(plan: Plan, image: Image, chain: ChainPlan, proof: Proof | None) -> D
         "state_classes": [state_names(mask) for mask in tables.state_classes],
         "tables_bytes": tables.nbytes,
         "functions": [
-            {"code": codes.get(function), **function_document(chain.flat, function)}
+            {
+                "code": codes.get(function),
+                "example": printable(met.get(function, "")),
+                **function_document(chain.flat, function),
+            }
             for function in chain.functions
         ],
         "proof": None if proof is None else _one_proof(proof, chain.flat),
@@ -150,3 +158,16 @@ def _one_proof(proof: Proof, flat: FlatChain) -> Document:
 def chains_of(document: Document) -> Sequence[Document]:
     chains: Sequence[Document] = document["chains"]
     return chains
+
+
+def proof_sentence(document: Document) -> str:
+    """What a plan's proof says."""
+    proof = document["proof"]
+    if not proof["complete"]:
+        return "Proof: incomplete. This plan may be shadowed; enforcing it needs --force."
+    if not proof["holds"]:
+        return "Proof: FAILED. This plan must not be used; please report it."
+    return (
+        "Proof: every packet gets the same trace of rules from the tables as from the text "
+        f"({proof['seconds']:.2f} s)."
+    )

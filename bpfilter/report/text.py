@@ -6,7 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bpfilter.report.document import FATES, Document, chains_of
+from bpfilter.report.document import FATES, Document, chains_of, proof_sentence
 
 STYLES = {
     "native": "green",
@@ -92,7 +92,7 @@ def _proof_text(proof: Document | None) -> Text:
     if proof is None:
         return Text("not run", style="yellow")
     if not proof["complete"]:
-        return Text("incomplete", style="yellow")
+        return Text(f"incomplete: {proof['covered']}", style="yellow")
     return Text("holds", style="green") if proof["holds"] else Text("FAILS", style="bold red")
 
 
@@ -102,7 +102,7 @@ def _rules(rules: list[Document], title: str) -> Table:
     table.add_column("fate")
     table.add_column("text and reason", overflow="fold")
     for rule in rules:
-        name = f"{rule['table']} {rule['chain']} {rule['number']}"
+        name = Text(f"{rule['table']} {rule['chain']} {rule['number']}")
         reason = rule["reason"]
         text = Text(rule["text"])
         if reason:
@@ -113,17 +113,5 @@ def _rules(rules: list[Document], title: str) -> Table:
 
 def _verdict(document: Document) -> Text:
     proof = document["proof"]
-    if not proof["complete"]:
-        return Text(
-            "Proof: incomplete. This plan may be shadowed; enforcing it needs --force.",
-            style="yellow",
-        )
-    if not proof["holds"]:
-        return Text(
-            "Proof: FAILED. This plan must not be used; please report it.", style="bold red"
-        )
-    return Text(
-        "Proof: every packet gets the same trace of rules from the tables as from the text "
-        f"({proof['seconds']:.2f} s).",
-        style="green",
-    )
+    holds = "green" if proof["holds"] else "bold red"
+    return Text(proof_sentence(document), style=holds if proof["complete"] else "yellow")

@@ -18,7 +18,7 @@ from bpfilter.ruleset.fields import (
     field_bits,
 )
 
-_PROTOCOLS = {
+PROTOCOLS = {
     1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 50: "esp", 51: "ah",
     58: "icmpv6", 89: "ospf", 112: "vrrp", 132: "sctp", 136: "udplite",
 }  # fmt: skip
@@ -78,7 +78,7 @@ def _protocol(box: Cut, space: Space) -> str:
     values = box.fields.get(Field.PROTOCOL)
     if values is None:
         return "" if box.fields.keys() & {Field.SOURCE, Field.DESTINATION} else "any packet"
-    return _set(values, _Describer(8, lambda value: _PROTOCOLS.get(value, f"protocol {value}")))
+    return _set(values, _Describer(8, lambda value: PROTOCOLS.get(value, f"protocol {value}")))
 
 
 def _field(name: Field, values: Intervals, space: Space) -> str:

@@ -1,0 +1,177 @@
+"""Reports as Markdown, for pull requests: GitHub's tables, everything foreign escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bpfilter.report.document import FATES, Document, proof_sentence
+from bpfilter.report.safe import markdown, markdown_code
+from bpfilter.report.text import MEANING
+
+_MOST = 50
+
+
+def plan_markdown(document: Document) -> str:
+    """The plan report of `plan_document`."""
+    return "\n".join(_plan(document)) + "\n"
+
+
+def difference_markdown(document: Document) -> str:
+    """The semantic diff of `difference_document`."""
+    return "\n".join(_difference(document)) + "\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
+    """A table whose cells are Markdown already; a `>` before a heading aligns right."""
+    yield f"| {' | '.join(name.lstrip('>') for name in head)} |"
+    yield f"| {' | '.join('---:' if name.startswith('>') else '---' for name in head)} |"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _plan(document: Document) -> Iterable[str]:
+    yield f"# Plan of {markdown_code(document['source'])}"
+    yield ""
+    backend = document["backend"] or "backend not stated"
+    yield (
+        f"{document['family']}, {backend}, {document['rules']} rules, "
+        f"digest `{document['digest'][:12]}`"
+    )
+    yield ""
+    yield f"**{proof_sentence(document)}**"
+    yield ""
+    for warning in document["warnings"]:
+        yield f"> {markdown(warning)}\n"
+    total = max(document["rules"], 1)
+    yield from table(
+        ("fate", ">rules", ">share", "meaning"),
+        (
+            (fate, f"{count:,}", f"{count / total:.1%}", MEANING[fate])
+            for fate in FATES
+            for count in [document["fates"][fate]]
+        ),
+    )
+    yield ""
+    yield from table(
+        ("chain", "policy", ">entries", ">tables", "states told apart"),
+        (
+            (
+                f"`{chain['table']} {chain['chain']}`",
+                chain["policy"],
+                f"{chain['entries']:,}",
+                f"{chain['tables_bytes'] / 1024:.0f} KiB",
+                ", ".join("+".join(names) for names in chain["state_classes"]),
+            )
+            for chain in document["chains"]
+        ),
+    )
+    yield from _attention(document)
+    yield from _host(document)
+
+
+def _attention(document: Document) -> Iterable[str]:
+    odd = [rule for rule in document["rule_fates"] if rule["fate"] in ("punt", "unreachable")]
+    if not odd:
+        return
+    yield "\n## Rules to look at\n"
+    yield from table(
+        ("rule", "fate", "text", "reason"),
+        (
+            (
+                markdown_code(f"{rule['table']} {rule['chain']} {rule['number']}"),
+                rule["fate"],
+                markdown_code(rule["text"]),
+                markdown(rule["reason"]),
+            )
+            for rule in odd[:_MOST]
+        ),
+    )
+    if len(odd) > _MOST:
+        yield f"\nand {len(odd) - _MOST} more"
+
+
+def _host(document: Document) -> Iterable[str]:
+    cost, host = document["cost"], document["host"]
+    if cost is not None:
+        yield "\n## What a packet costs\n"
+        yield markdown(cost["sentence"])
+        yield ""
+        yield from table(
+            ("path", *(f">{rules:,} rules" for rules in cost["rules"])),
+            (
+                (markdown(path["name"]), *(f"{ns:,.0f} ns" for ns in path["ns"]))
+                for path in cost["paths"]
+            ),
+        )
+    if host is not None:
+        yield "\n## On this host\n"
+        yield from table(
+            ("level", "subject", "found", "what to do"),
+            (
+                tuple(markdown(finding[key]) for key in ("level", "subject", "what", "hint"))
+                for finding in host["findings"]
+            ),
+        )
+        for sentence in host["notices"]:
+            yield f"\n{markdown(sentence)}"
+
+
+def _difference(document: Document) -> Iterable[str]:
+    old, new = document["old"]["source"], document["new"]["source"]
+    yield f"# {markdown_code(old)} → {markdown_code(new)}"
+    yield ""
+    if document["same"]:
+        yield "**No packet changes verdict:** proven for every header and connection state."
+    else:
+        count = document["changed_verdicts"]
+        yield f"**{count} change{'' if count == 1 else 's'} of verdict** ({document['family']})"
+    for chain in document["chains"]:
+        edits = chain["rules"]
+        edited = any(edits[kind] for kind in ("added", "removed", "moved", "policies"))
+        if edited or not chain["same"]:
+            yield f"\n## {chain['table']} {chain['chain']}"
+            yield from _chain_difference(chain)
+
+
+def _chain_difference(chain: Document) -> Iterable[str]:
+    for change in chain["changes"]:
+        old, new = markdown(change["old"]["verdict"]), markdown(change["new"]["verdict"])
+        by = "" if change["verdict_changes"] else ", by another way: dynamic rules see others"
+        yield f"\n### {old} → {new}{by}"
+        yield ""
+        yield from (f"- {markdown(words)}" for words in change["packets"])
+        if change["more"]:
+            yield "- and more packets that these rules decide"
+        yield f"\nFor example {markdown(change['example'])}\n"
+        yield from table(
+            ("", "rule", "text"),
+            (
+                (name, markdown(_place(side["rule"])), markdown_code(side["rule"]["text"]))
+                for name, side in (("was", change["old"]), ("is now", change["new"]))
+            ),
+        )
+    rules = [
+        (sign, rule)
+        for kind, sign in (("added", "+"), ("removed", "-"), ("moved", "~"))
+        for rule in chain["rules"][kind]
+    ]
+    if rules:
+        yield ""
+        yield from table(
+            ("edit", "rule", "text"),
+            (
+                (sign, markdown(_place(rule)), markdown_code(rule["text"]))
+                for sign, rule in rules[:_MOST]
+            ),
+        )
+    for rule in chain["newly_unreachable"]:
+        place = markdown(_place(rule))
+        yield f"\nNo packet reaches {place} any more: {markdown_code(rule['text'])}"
+    for rule in chain["undecided"]:
+        yield f"\nNot followed, it interferes with too many rules: {markdown_code(rule['text'])}"
+    if chain["same"]:
+        yield "\nWithout effect on any packet."
+
+
+def _place(rule: Document) -> str:
+    return f"{rule['chain']} {rule['number'] or 'policy'}"

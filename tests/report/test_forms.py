@@ -1,0 +1,158 @@
+"""Every form of a report says the same, and what others wrote does no harm in any of them."""
+
+from __future__ import annotations
+
+import html.parser
+import io
+import json
+import re
+
+import pytest
+from rich.console import Console
+
+from bpfilter.analysis.difference import HOOKS, compare
+from bpfilter.report.difference import difference_document, render_difference
+from bpfilter.report.document import Document
+from bpfilter.report.making import make_document
+from bpfilter.report.markdown import difference_markdown, plan_markdown
+from bpfilter.report.page import difference_page, plan_page
+from bpfilter.report.pictures import Curve, curves, heat
+from bpfilter.report.safe import markdown, markdown_code, printable
+from bpfilter.report.text import render_plan
+from bpfilter.ruleset.read import read_text
+from tests.report.hostile import RULES
+
+HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+class Tags(html.parser.HTMLParser):
+    """Counts elements, and notes what may act: scripts, handlers, links that leave the page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.active: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        if tag in ("script", "iframe", "object", "img", "link", "form", "b"):
+            self.active.append(tag)
+        for name, value in attrs:
+            if name.startswith("on") or name == "style" or "javascript:" in (value or ""):
+                self.active.append(f"{tag} {name}")
+            if name in ("href", "src") and not (value or "").startswith("#"):
+                self.active.append(f"{tag} {name}={value}")
+
+
+@pytest.fixture(scope="module")
+def document() -> Document:
+    return make_document(read_text(RULES), 0.0, 30.0)
+
+
+@pytest.fixture(scope="module")
+def change() -> Document:
+    old = read_text(RULES)
+    new = read_text(RULES.replace("--dport 22", "--dport 23"))
+    found = [compare(old, new, hook, seconds=4.0) for hook in HOOKS]
+    return difference_document(old, new, [each for each in found if each is not None])
+
+
+def test_a_page_holds_nothing_that_acts(document: Document, change: Document) -> None:
+    for page, shown in (
+        (plan_page(document), "&lt;script&gt;"),
+        (difference_page(change), "&lt;b&gt;"),
+    ):
+        tags = Tags(page)
+        assert not tags.active
+        assert tags.names.count("h1") == 1
+        assert shown in page
+        assert not HIDDEN.search(page)
+
+
+def test_a_page_allows_its_own_style_only(document: Document) -> None:
+    page = plan_page(document)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    words = html.parser.unescape(policy.group(1))
+    assert "default-src 'none'" in words
+    assert "unsafe" not in words
+
+
+def test_a_page_tells_each_rule_with_its_fate_and_traffic(document: Document) -> None:
+    page = plan_page(document)
+    for rule in document["rule_fates"]:
+        assert f'<span class="fate {rule["fate"]}">' in page
+    assert re.search(r'class="count h5">7<', page)
+    assert "Proven:" in page
+
+
+def test_markdown_shows_foreign_text_as_it_is(document: Document, change: Document) -> None:
+    for text in (plan_markdown(document), difference_markdown(change)):
+        assert not HIDDEN.search(text)
+        outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", text)
+        assert "<script>" not in outside
+        assert "](http" not in outside
+        bars = 0
+        for line in text.splitlines():
+            found = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+            assert not bars or not found or found == bars
+            bars = found
+
+
+def test_a_terminal_gets_no_escapes_and_no_markup(document: Document, change: Document) -> None:
+    plan, difference = io.StringIO(), io.StringIO()
+    render_plan(document, Console(file=plan, width=80, highlight=False), verbose=True)
+    render_difference(change, Console(file=difference, width=80, highlight=False))
+    for written in (plan, difference):
+        assert not HIDDEN.search(written.getvalue())
+    assert "filter [red]x[/] 1" in plan.getvalue()
+
+
+def test_json_holds_the_same(document: Document) -> None:
+    again = json.loads(json.dumps(document))
+    assert again == document
+    assert sum(again["fates"].values()) == again["rules"] == 7
+
+
+def test_residuals_name_a_packet_that_meets_them(document: Document) -> None:
+    chain = next(chain for chain in document["chains"] if chain["chain"] == "INPUT")
+    residuals = [f for f in chain["functions"] if f["outcome"] == "RESIDUAL"]
+    assert residuals
+    assert any("→" in function["example"] for function in residuals)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("tab\tline\n", "tab\\tline\\n"),
+        ("\udc80", "\\x80"),
+        ("\x1b[2J", "\\x1b[2J"),
+        ("\u202eabc", "\\u202eabc"),
+        ("é 漢", "é 漢"),
+    ],
+)
+def test_hidden_characters_are_written_out(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_markdown_code_cannot_be_left() -> None:
+    assert markdown_code("a`b") == "``a`b``"
+    assert markdown_code("`a") == "`` `a ``"
+    assert markdown_code("a|b") == "`a\\|b`"
+    assert markdown("<a>*b*") == "\\<a\\>\\*b\\*"
+
+
+def test_heat_grows_with_traffic() -> None:
+    steps = [heat(value, 10_000) for value in (None, 0, 1, 10, 100, 10_000)]
+    assert steps == sorted(steps)
+    assert (steps[0], steps[-1]) == (0, 5)
+
+
+def test_curves_place_every_point_inside_the_picture() -> None:
+    drawn = curves([Curve("<x>", [(10, 900), (10_000, 23_000)])], "cost", "rules", "ns")
+    assert drawn.count("<circle") == 2
+    assert "&lt;x&gt;" in drawn
+    for x in re.findall(r'cx="([\d.]+)"', drawn):
+        assert 70 <= float(x) <= 630
