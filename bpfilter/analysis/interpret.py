@@ -30,11 +30,13 @@ class Path:
     `matched`: the rules whose static part matched, in order, jumps included; the policy has
     number 0. `items` and `verdict` are the outcome as `ir.Walk` has it: PUNT has no items, and
     the verdict is None behind a terminal item. `rule` decided, or is the last of `matched`.
+    `consulted`: every rule that was looked at, in order, whether it matched or not.
     """
 
     matched: tuple[RuleRef, ...]
     items: tuple[Item, ...]
     verdict: Verdict | None
+    consulted: tuple[RuleRef, ...] = ()
 
     @property
     def rule(self) -> RuleRef:
@@ -101,6 +103,7 @@ class _Run:
     packet: Mapping[Field, int]
     state: int
     matched: list[RuleRef] = field(default_factory=list)
+    consulted: list[RuleRef] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
     verdict: Verdict | None = None
 
@@ -109,17 +112,19 @@ class _Run:
         nat = nat_before(self.ruleset, hook, self.treatments)
         if nat is None or self.chain(nat[0], nat[1]) is not _End.DECIDED:
             self.matched.clear()
+            self.consulted.clear()
             if self.chain(*hook) is _End.RETURNED:
                 policy = self.ruleset.tables[hook[0]].chains[hook[1]].policy
                 self.verdict = Verdict.DROP if policy == "DROP" else Verdict.ACCEPT
                 self.matched.append(RuleRef(*hook, 0))
         items = () if self.verdict is Verdict.PUNT else tuple(self.items)
-        return Path(tuple(self.matched), items, self.verdict)
+        return Path(tuple(self.matched), items, self.verdict, tuple(self.consulted))
 
     def chain(self, table: str, name: str) -> _End:
         chain = self.ruleset.tables[table].chains[name]
         for rule in chain.rules:
             treatment = self.treatments[rule.ref]
+            self.consulted.append(rule.ref)
             if not rule_holds(
                 self.ruleset, treatment, rule.ref, self.scene, self.packet, self.state
             ):

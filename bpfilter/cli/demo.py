@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from bpfilter.cli.verify import cutover
 from bpfilter.demo.tour import Tour
 from bpfilter.errors import LabError
+from bpfilter.report.terminal import terminal
 from bpfilter.ruleset.model import Backend
 
 
@@ -30,7 +30,7 @@ def demo_command(
     if os.geteuid() != 0:
         raise LabError("the demonstration needs root", hint="run `sudo bpfilter demo`")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console(highlight=False)
+    console = terminal()
     with tempfile.TemporaryDirectory(prefix="bpfilter-demo-") as directory:
         os.environ.setdefault("XTABLES_LOCKFILE", f"{directory}/xtables.lock")
         findings = Tour(console, backend, Path(directory) / "state", cutover).run()

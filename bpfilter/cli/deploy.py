@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from bpfilter.cli.running import show, start, wait_for
 from bpfilter.errors import UsageError
+from bpfilter.report.terminal import terminal
 from bpfilter.rollout.asking import ask
 from bpfilter.rollout.early import EarlyRequest, require_conditions
 from bpfilter.rollout.goal import Goal, Policy
@@ -93,7 +93,7 @@ def deploy_command(
 
     Where the daemon runs already it goes on from its stage to this one.
     """
-    console = Console(highlight=False)
+    console = terminal()
     directory = state or state_directory()
     if stage is Stage.OFF:
         raise UsageError("--stage takes shadow, canary or enforce", hint="`bpfilter rollback`")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from bpfilter.analysis.difference import HOOKS, compare
 from bpfilter.cli.plan import BackendOption, FamilyOption, Form, FormOption, load, print_document
@@ -13,6 +12,7 @@ from bpfilter.errors import UsageError
 from bpfilter.report.difference import difference_document, render_difference
 from bpfilter.report.markdown import difference_markdown
 from bpfilter.report.page import difference_page
+from bpfilter.report.terminal import terminal
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
 
@@ -39,7 +39,7 @@ def diff_command(
     """
     if old == new == "-":
         raise UsageError("both rulesets cannot be standard input", hint="name a file for one")
-    with Console(stderr=True).status("comparing") as status:
+    with terminal(stderr=True).status("comparing") as status:
         left = _read(old, backend, family)
         right = _read(new, backend, family or left.family)
         found = []
@@ -50,7 +50,7 @@ def diff_command(
                 found.append(compared)
         document = difference_document(left, right, found)
     if output is Form.TEXT:
-        render_difference(document, Console(highlight=False))
+        render_difference(document, terminal())
     else:
         print_document(document, output, difference_markdown, difference_page)
     raise typer.Exit(0 if document["same"] else _CHANGES)

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from bpfilter.cli.plan import Format
+from bpfilter.report.terminal import terminal
 from bpfilter.rollout.doctor import Finding, Level, examine
 
 SCHEMA_VERSION = 1
@@ -26,7 +26,7 @@ def doctor_command(
 
     Exit codes: 0 nothing in the way · 1 there are problems, each with what to do about it.
     """
-    with Console(stderr=True).status("looking"):
+    with terminal(stderr=True).status("looking"):
         findings = examine()
     problems = sum(finding.level is Level.PROBLEM for finding in findings)
     if output is Format.JSON:
@@ -38,7 +38,7 @@ def doctor_command(
         json.dump(document, sys.stdout, indent=1)
         sys.stdout.write("\n")
     else:
-        Console(highlight=False).print(_table(findings))
+        terminal().print(_table(findings))
     raise typer.Exit(1 if problems else 0)
 
 

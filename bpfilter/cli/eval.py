@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from bpfilter.analysis.explain import Question
 from bpfilter.cli.plan import BackendOption, FamilyOption, RulesetOption, load
 from bpfilter.compiler.compile import assemble, compile_ruleset
 from bpfilter.compiler.ir import Entry, FlatChain, Function, OpKind
 from bpfilter.compiler.layout import Outcome
 from bpfilter.compiler.plan import Image
 from bpfilter.errors import UsageError
-from bpfilter.kernel.addresses import read_local_table
+from bpfilter.kernel.addresses import LocalRoute, read_local_table
 from bpfilter.kernel.config import Reason, Trace
 from bpfilter.kernel.program import Classifier, Options, Result
+from bpfilter.lab.packets import can_encode, encode
 from bpfilter.lab.pcap import read_frames
 from bpfilter.ruleset.fields import ALL_STATES, STATES, State
 from bpfilter.ruleset.model import RuleRef, Ruleset
@@ -76,6 +79,28 @@ def eval_command(
         for index, frame in enumerate(frames):
             line = {"index": index, **describe(classifier.run(frame))}
             sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def run_question(
+    ruleset: Ruleset, question: Question, addresses: Sequence[LocalRoute]
+) -> dict[str, Any]:
+    """What the loaded program says of the packet; nothing is attached, nothing stays loaded."""
+    image = compile_chain_image(ruleset, EvalChain(question.hook[1]))
+    options = Options(
+        chain=question.hook[1],
+        interfaces={LOOPBACK: question.in_interface},
+        out_interface=question.out_interface,
+        addresses=addresses,
+        trace=Trace.LAST,
+        counting=False,
+    )
+    forwarded = question.hook[1] == "FORWARD"
+    packet = question.packet(image.slots[0].plan.flat.space)
+    if not can_encode(packet, question.family, forwarded=forwarded):
+        raise UsageError("no frame can carry this packet", hint="check --length and --ttl")
+    frame = encode(packet, question.family, 1, bytes(6), forwarded=forwarded)
+    with Classifier.load(image, options) as classifier:
+        return describe(classifier.run(frame))
 
 
 def compile_chain_image(ruleset: Ruleset, chain: EvalChain) -> Image:

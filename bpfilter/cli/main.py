@@ -16,6 +16,7 @@ from bpfilter.cli.deploy import deploy_command
 from bpfilter.cli.diff import diff_command
 from bpfilter.cli.doctor import doctor_command
 from bpfilter.cli.eval import eval_command
+from bpfilter.cli.explain import explain_command
 from bpfilter.cli.plan import plan_command
 from bpfilter.cli.run import run_app
 from bpfilter.cli.serve import serve_command
@@ -55,6 +56,7 @@ def _root(
 app.command("plan", epilog=EPILOG)(plan_command)
 app.command("diff", epilog=EPILOG)(diff_command)
 app.command("eval", epilog=EPILOG)(eval_command)
+app.command("explain", epilog=EPILOG)(explain_command)
 app.command("verify", epilog=EPILOG)(verify_command)
 app.command("deploy", epilog=EPILOG)(deploy_command)
 app.command("confirm", epilog=EPILOG)(confirm_command)

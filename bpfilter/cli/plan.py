@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from bpfilter.compiler.compile import assemble, compile_ruleset
 from bpfilter.compiler.mark import DEFAULT_MARK
@@ -24,9 +24,11 @@ from bpfilter.report.making import make_document
 from bpfilter.report.markdown import plan_markdown
 from bpfilter.report.page import plan_page
 from bpfilter.report.passes import Pass, pass_document, render_passes
+from bpfilter.report.stored import read_plan
+from bpfilter.report.terminal import terminal
 from bpfilter.report.text import render_plan
+from bpfilter.rollout.live import read_operators
 from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.live import read_live
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_file
 from bpfilter.ruleset.second_reader import second_reading
@@ -57,7 +59,7 @@ RulesetOption = Annotated[
     typer.Option(
         "--ruleset",
         metavar="FILE|-",
-        help="iptables-save text; - reads standard input. Without it: the live ruleset.",
+        help="iptables-save text or a plan in JSON; - is standard input. Default: live.",
     ),
 ]
 BackendOption = Annotated[
@@ -75,10 +77,12 @@ FamilyOption = Annotated[
 def load(ruleset: str | None, backend: Backend | None, family: Family | None) -> Ruleset:
     """Read the ruleset that the options name; raises RulesetRefused or LiveReadError."""
     if ruleset is None:
-        live = read_live(family or Family.IPV4, backend)
+        live = read_operators(family or Family.IPV4, backend)
         if live.backend is Backend.LEGACY and live.tables:
             return replace(live, warnings=(*live.warnings, *second_reading(live)))
         return live
+    if ruleset != "-" and (planned := read_plan(Path(ruleset))) is not None:
+        return planned
     return read_file(ruleset, family=family, backend=backend)
 
 
@@ -124,7 +128,7 @@ def plan_command(
 
     Example: [cyan]iptables-save | bpfilter plan --ruleset -[/]
     """
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     with console.status("reading the ruleset") as status:
         started = time.perf_counter()
         source = load(ruleset, backend, family)
@@ -134,7 +138,7 @@ def plan_command(
         read = time.perf_counter() - started
         document = make_document(source, read, proof_seconds, status.update)
     if output is Form.TEXT:
-        render_plan(document, Console(highlight=False), verbose=verbose)
+        render_plan(document, terminal(), verbose=verbose)
     else:
         print_document(document, output, plan_markdown, plan_page)
     wrong = [chain["proof"]["counterexample"] for chain in chains_of(document)]
@@ -157,4 +161,4 @@ def _inspect(source: Ruleset, shown: Pass | None, program: bool, output: Form) -
         json.dump(found, sys.stdout, indent=1)
         sys.stdout.write("\n")
     else:
-        render_passes(found, Console(highlight=False))
+        render_passes(found, terminal())

@@ -6,10 +6,10 @@ import os
 import sys
 
 import typer
-from rich.console import Console
 from typer.exceptions import TyperException
 
 from bpfilter.errors import BpfilterError, UsageError
+from bpfilter.report.terminal import terminal
 
 STOPPED = 130
 """Exit code after Ctrl-C, as shells give it (128 + SIGINT)."""
@@ -20,7 +20,7 @@ def run_app(app: typer.Typer, name: str, arguments: list[str] | None = None) -> 
 
     A command's own exit code is what it returns or raises as `typer.Exit`; else 0.
     """
-    errors = Console(stderr=True, highlight=False)
+    errors = terminal(stderr=True)
     try:
         code = typer.main.get_command(app).main(arguments, prog_name=name, standalone_mode=False)
     except TyperException as error:

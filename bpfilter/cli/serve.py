@@ -15,13 +15,13 @@ from typing import Annotated, Any
 import structlog
 import typer
 import uvicorn
-from rich.console import Console
 
 from bpfilter.api.access import Guard
 from bpfilter.api.app import application
 from bpfilter.api.identity import Caller
 from bpfilter.api.keeper import Keeper
 from bpfilter.api.server import bind_tcp, bind_unix, passed_sockets, server
+from bpfilter.report.terminal import terminal
 from bpfilter.rollout.journal import state_directory
 from bpfilter.sd_notify import notify
 from bpfilter.settings import FILE, Settings, load
@@ -43,7 +43,7 @@ def serve_command(
     settings = load(config)
     guard = Guard(settings.api)
     if check_config:
-        Console(highlight=False).print(f"{config}: good")
+        terminal().print(f"{config}: good")
         return
     log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bpfilter.report.terminal import terminal
 from bpfilter.rollout import evidence
 from bpfilter.rollout.asking import ask
 from bpfilter.rollout.journal import Journal, Stage, running, state_directory
@@ -38,14 +39,12 @@ def confirm_command(
     state: State = None,
 ) -> None:
     """Confirm a stage that waits for it, so that it stays. Safe to repeat."""
-    Console(highlight=False).print(
-        ask(state or state_directory(), "confirm", {"id": number}).sentence
-    )
+    terminal().print(ask(state or state_directory(), "confirm", {"id": number}).sentence)
 
 
 def rollback_command(state: State = None) -> None:
     """Back to off now, whatever the stage; the daemon ends. `deploy` starts anew."""
-    Console(highlight=False).print(ask(state or state_directory(), "rollback", {}).sentence)
+    terminal().print(ask(state or state_directory(), "rollback", {}).sentence)
 
 
 def status_command(
@@ -57,7 +56,7 @@ def status_command(
     if form is Format.JSON:
         typer.echo(json.dumps(found, indent=2))
     else:
-        _print(Console(highlight=False), found)
+        _print(terminal(), found)
     raise typer.Exit(0 if found["pid"] is not None else 1)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from bpfilter.errors import RolloutError
+from bpfilter.report.terminal import terminal
 from bpfilter.rollout.journal import state_directory
 from bpfilter.rollout.teardown import remains, stop_daemon, teardown
 
@@ -22,7 +22,7 @@ def teardown_command(
 
     Works from what it finds, with or without a daemon or a journal. iptables filters on as before.
     """
-    console = Console(highlight=False)
+    console = terminal()
     directory = state or state_directory()
     if (pid := stop_daemon(directory)) is not None:
         console.print(f"stopped bpfilterd (process {pid})")

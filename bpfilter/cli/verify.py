@@ -19,6 +19,7 @@ from bpfilter.compiler.plan import Plan
 from bpfilter.errors import RolloutError
 from bpfilter.lab.report import ChainReport, Divergence, Report, Tally
 from bpfilter.lab.verify import Marking, Request, verify
+from bpfilter.report.terminal import terminal
 from bpfilter.rollout.dispatch import merge, render
 from bpfilter.rollout.mark import choose, ruleset_uses
 from bpfilter.ruleset.tools import default_backend
@@ -64,7 +65,7 @@ def verify_command(
 
     Example: [cyan]bpfilter verify --ruleset rules.v4 --packets 5000[/]
     """
-    with Console(stderr=True).status("reading the ruleset") as status:
+    with terminal(stderr=True).status("reading the ruleset") as status:
         source = load(ruleset, backend, family)
         file = ruleset is not None and ruleset != "-"
         request = Request(
@@ -80,7 +81,7 @@ def verify_command(
         json.dump(report.as_json(), sys.stdout, indent=1)
         sys.stdout.write("\n")
     else:
-        render_report(report, Console(highlight=False), verbose)
+        render_report(report, terminal(), verbose)
     return 0 if report.holds else 1
 
 

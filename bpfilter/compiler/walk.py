@@ -67,3 +67,17 @@ def function_of_matching(
         return (index for index, states in matching if states & mask)
 
     return Function(tuple((mask, follow(flat, applying(mask))[0]) for mask in classes))
+
+
+def visited(flat: FlatChain, matching: Iterable[int]) -> Iterator[int]:
+    """The entries at which the walk stops, in order; `matching` as in `follow`."""
+    position = 0
+    for index in matching:
+        if index < position:
+            continue
+        yield index
+        entry = flat.entries[index]
+        if entry.kind is OpKind.SKIP:
+            position = entry.argument
+        elif entry.kind is not OpKind.ITEM or flat.items[entry.argument].terminal:
+            return

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 
-from bpfilter.compiler.ir import FlatChain, OpKind
+from bpfilter.compiler.ir import FlatChain
 from bpfilter.compiler.plan import ChainPlan
-from bpfilter.compiler.walk import Packet, holds
+from bpfilter.compiler.walk import Packet, holds, visited
 from bpfilter.lab.oracle import Observation
 from bpfilter.lab.report import Divergence
 from bpfilter.ruleset.fields import ADDRESS_TYPES, Family, Field, State
@@ -50,16 +50,11 @@ def _value(field: Field, value: int, flat: FlatChain) -> str:
 def program_path(flat: FlatChain, packet: Packet, state: State) -> tuple[str, ...]:
     """The rules of the walk in this state: jumps passed, items, and where it ends."""
     path: list[str] = []
-    position = 0
-    for index, entry in enumerate(flat.entries):
-        if index < position or not entry.states & state or not holds(entry, packet):
-            continue
+    matching = (i for i, e in enumerate(flat.entries) if e.states & state and holds(e, packet))
+    for index in visited(flat, matching):
+        entry = flat.entries[index]
         path += [str(ref) for ref in entry.via if str(ref) not in path]
         path.append(f"{entry.rule} {entry.kind.name}")
-        if entry.kind is OpKind.SKIP:
-            position = entry.argument
-        elif entry.kind is not OpKind.ITEM or flat.items[entry.argument].terminal:
-            break
     return tuple(path)
 
 

@@ -49,6 +49,10 @@ def plan_document(
         "chains": [
             _chain(plan, image, chain, proofs.get(key)) for key, chain in plan.chains.items()
         ],
+        "policies": {
+            table.name: {printable(chain.name): chain.policy for chain in table.chains.values()}
+            for table in ruleset.tables.values()
+        },
         "rule_fates": [_rule(rule, fates[rule.ref]) for rule in ruleset.rules()],
         "proof": _proof(proofs),
         "sizes": {

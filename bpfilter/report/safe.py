@@ -22,6 +22,13 @@ def printable(text: str) -> str:
     return "".join(_shown(character) for character in decoded)
 
 
+def harmless(text: str) -> str:
+    """Lines in which nothing else is hidden: as `printable`, but line ends and tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" else _shown(c) for c in text)
+
+
 def _shown(character: str) -> str:
     if unicodedata.category(character) not in _HIDDEN:
         return character

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ def summary(comparison: Comparison) -> Mapping[str, Any]:
 
 def _sample(sample: Sample) -> Mapping[str, Any]:
     return {
+        "id": identity(sample),
         "at": sample.at,
         "family": sample.key.family,
         "rule": str(sample.key.rule),
@@ -42,6 +44,12 @@ def _sample(sample: Sample) -> Mapping[str, Any]:
         "actual": sample.actual,
         "header": sample.header.hex(),
     }
+
+
+def identity(sample: Sample) -> str:
+    """A name by which people refer to a mismatch: the same in every status that has it."""
+    said = f"{sample.at}{sample.key}{sample.interface}{sample.header.hex()}"
+    return hashlib.sha256(said.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def sentence(found: Mapping[str, Any]) -> str:

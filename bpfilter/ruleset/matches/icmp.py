@@ -84,3 +84,9 @@ def _parse(word: str, names: Names) -> tuple[int, int, int]:
     if text and len(found) == 1:
         return found.pop()
     raise BadWord("not an ICMP type", word, "write its number, as type or type/code")
+
+
+def icmp_type(word: str, family: Family) -> int:
+    """One `type << 8 | code` by name, `type` or `type/code`; the lowest code if none is said."""
+    kind, low, _ = _parse(word, ICMP if family is Family.IPV4 else ICMP6)
+    return kind << 8 | low
