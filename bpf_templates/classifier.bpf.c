@@ -27,23 +27,6 @@ struct decision {
 	__u32 final[MAX_STATES];
 };
 
-/* May the program speak at all; checked before the packet is looked at. */
-static __always_inline enum reason check_right(struct __sk_buff *skb)
-{
-	const struct runtime *run;
-
-	if (!config.leased && !config.generation)
-		return REASON_NONE;
-	run = element(&runtime, 0);
-	if (!run)
-		return REASON_LOOKUP;
-	if (config.leased && lease_over(run))
-		return REASON_LEASE;
-	if (config.generation && generation_differs(skb, run))
-		return REASON_GENERATION;
-	return REASON_NONE;
-}
-
 /* Rule counters as iptables would count, for the walks' last rules. */
 static __always_inline void count_rules(const struct decision *d, const __u32 slot, __u32 length)
 {

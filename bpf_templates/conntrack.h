@@ -6,6 +6,7 @@
 #include <linux/types.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
+#include "config.h"
 #include "kernel_types.h"
 
 #define NFCT_INFO	    7ul /* low bits of skb->_nfct, see enum ip_conntrack_info */
@@ -36,6 +37,17 @@ static __always_inline __u32 state_of(unsigned long nfct)
 	if (info == IP_CT_RELATED || info == IP_CT_RELATED_REPLY)
 		return STATE_RELATED;
 	return STATE_ESTABLISHED;
+}
+
+/* Which bit that is. */
+static __always_inline __u32 state_number(unsigned long nfct)
+{
+	const __u32 state = state_of(nfct);
+	__u32 number = 0;
+
+	for (__u32 i = 1; i < MAX_STATES; i++)
+		number += state >> i != 0;
+	return number;
 }
 
 /* Whether nf_nat_packet() of net/netfilter/nf_nat_core.c rewrote it before filter: there only

@@ -93,8 +93,10 @@ static __always_inline __u32 packet_type(context_t *ctx)
 
 #elif defined(HOOK_NETFILTER)
 
+#define NFPROTO_IPV6 10
+
 /* No typedef: CO-RE looks for the kernel's type by the name that an access was made with. */
-#define context_t struct bpf_nf_ctx
+#define context_t    struct bpf_nf_ctx
 
 /* The packet may lie in fragments beyond the linear part; what does is not read. */
 #define LOAD(ctx, offset, to)                                                              \
@@ -119,7 +121,7 @@ static __always_inline __u32 network_offset(context_t *ctx)
 
 static __always_inline __be16 ether_protocol(context_t *ctx)
 {
-	return ctx->skb->protocol;
+	return ctx->state->pf == NFPROTO_IPV6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 }
 
 static __always_inline int vlan_tagged(context_t *ctx)
@@ -202,9 +204,32 @@ static __always_inline __u32 packet_type(context_t *ctx)
 
 #endif
 
+#ifdef HOOK_NETFILTER
+
+/* A packet made here has no device yet. */
+static __always_inline struct net *network_of(context_t *ctx)
+{
+	return ctx->state->net;
+}
+
+/* The coarse clock is not for programs at this hook. */
+static __always_inline __u64 clock_now(void)
+{
+	return bpf_ktime_get_ns();
+}
+
+#else
+
 static __always_inline struct net *network_of(context_t *ctx)
 {
 	return device_of(ctx)->nd_net.net;
 }
+
+static __always_inline __u64 clock_now(void)
+{
+	return bpf_ktime_get_coarse_ns();
+}
+
+#endif
 
 #endif

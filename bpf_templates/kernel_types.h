@@ -49,8 +49,17 @@ struct net_device {
 	void *vlan_info;  /* VLAN devices on top */
 } KERNEL_TYPE;
 
+struct sock_common {
+	possible_net_t skc_net;
+} KERNEL_TYPE;
+
+struct sock {
+	struct sock_common __sk_common;
+} KERNEL_TYPE;
+
 struct sk_buff {
 	struct net_device *dev;
+	struct sock *sk;
 	unsigned long _nfct;
 	unsigned int len;
 	unsigned int data_len;
@@ -83,6 +92,7 @@ struct nf_hook_state {
 	__u8 hook;
 	__u8 pf;
 	struct net_device *out;
+	struct net *net;
 } KERNEL_TYPE;
 
 struct nf_conn {

@@ -27,7 +27,7 @@ static __always_inline int lease_over(const struct runtime *run)
 
 	if (until && run->vouched == vouched)
 		return 0;
-	now = bpf_ktime_get_coarse_ns();
+	now = clock_now();
 	if (now >= until || until - now > LONGEST_LEASE)
 		return 1;
 	((struct runtime *)run)->vouched = vouched;
@@ -160,6 +160,23 @@ static __always_inline int network_differs(struct net *net, int ipv6, const stru
 static __always_inline int generation_differs(context_t *ctx, const struct runtime *run)
 {
 	return network_differs(network_of(ctx), ether_protocol(ctx) == bpf_htons(ETH_P_IPV6), run);
+}
+
+/* May the program speak at all; checked before the packet is looked at. */
+static __always_inline enum reason check_right(context_t *ctx)
+{
+	const struct runtime *run;
+
+	if (!config.leased && !config.generation)
+		return REASON_NONE;
+	run = element(&runtime, 0);
+	if (!run)
+		return REASON_LOOKUP;
+	if (config.leased && lease_over(run))
+		return REASON_LEASE;
+	if (config.generation && generation_differs(ctx, run))
+		return REASON_GENERATION;
+	return REASON_NONE;
 }
 
 #endif

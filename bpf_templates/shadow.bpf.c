@@ -8,6 +8,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
+#include "classes.h"
 #include "config.h"
 #include "conntrack.h"
 #include "context.h"
@@ -34,8 +35,7 @@ enum verdict {
 };
 
 struct shadow {
-	__u8 state_class[SLOTS][8]; /* of the state with this number */
-	__u32 revokes;		    /* a mismatch ends the lease at once */
+	__u32 revokes; /* a mismatch ends the lease at once */
 };
 
 struct pairs {
@@ -113,7 +113,7 @@ static __always_inline int filter_is_shared(void)
 static __always_inline void settle(const struct prediction *p, const __u32 actual)
 {
 	__u32 slot = p->slot & (SLOTS - 1);
-	__u32 class = shadow.state_class[slot][p->state & 7];
+	__u32 class = class_of_state(slot, p->state);
 	const __u8 *verdicts = element(&possible, config.slots[slot].node_base + p->node);
 	struct pairs *cell;
 	__u32 predicted;
@@ -183,6 +183,12 @@ static __always_inline int rules_differ(struct net *net, const struct prediction
 	return run && network_differs(net, p->slot >= 2, run);
 }
 
+/* Of a packet that the host drops; what was made here has a socket before it has a device. */
+static __always_inline struct net *network_of_dropped(struct sk_buff *skb)
+{
+	return skb->dev ? skb->dev->nd_net.net : skb->sk->__sk_common.skc_net.net;
+}
+
 static __always_inline void forget(__u64 key, enum tally_name why)
 {
 	if (!bpf_map_delete_elem(&predictions, &key))
@@ -216,7 +222,6 @@ int before_filter(struct bpf_nf_ctx *ctx)
 	__u64 key = (__u64)skb;
 	struct prediction *found;
 	struct net_device *out;
-	__u32 state, number = 0;
 	int translated;
 
 	found = bpf_map_lookup_elem(&predictions, &key);
@@ -236,10 +241,7 @@ int before_filter(struct bpf_nf_ctx *ctx)
 	else if (rules_differ(network_of(ctx), found))
 		forget(key, TALLY_EDITED);
 	else {
-		state = state_of(nfct);
-		for (__u32 i = 1; i < MAX_STATES; i++)
-			number += state >> i != 0;
-		found->state = number;
+		found->state = state_number(nfct);
 		out = ctx->state->out;
 		found->out_device = out ? out->ifindex : 0;
 		found->life = LIFE_BEFORE;
@@ -285,7 +287,7 @@ int dropped(struct bpf_raw_tracepoint_args *ctx)
 		forget(key, TALLY_BEFORE);
 	} else if (ctx->args[2] != reason) {
 		forget(key, TALLY_QUEUED);
-	} else if (rules_differ(skb->dev->nd_net.net, found)) {
+	} else if (rules_differ(network_of_dropped(skb), found)) {
 		forget(key, TALLY_EDITED);
 	} else {
 		settle(found, DROPPED);

@@ -6,24 +6,21 @@ thread that attached them, and need Linux 6.4.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from contextlib import ExitStack
-from enum import IntEnum
 from types import TracebackType
 
 import numpy as np
 
-from bpfilter.kernel import syscall
+from bpfilter.kernel import netfilter
 from bpfilter.kernel.arrays import MappedArray
 from bpfilter.kernel.libbpf import BpfObject
+from bpfilter.kernel.netfilter import Hook as Hook
 from bpfilter.kernel.probe import require
 from bpfilter.kernel.program import RECORDS, TEMPLATES
 from bpfilter.ruleset.fields import Family
 
 BEFORE_FILTER, AFTER_FILTER = -1, 1
-_PROG_TYPE_NETFILTER = 32
-_PROTOCOL = {Family.IPV4: 2, Family.IPV6: 10}
 
 SEEN = np.dtype(
     [
@@ -42,14 +39,6 @@ SEEN = np.dtype(
 `before`, `after`: packets seen at either side; `mark_*`: of the last one; `states`: bits of
 `State`, all that were seen; `length`: what iptables counts as bytes.
 """
-
-
-class Hook(IntEnum):
-    """Netfilter hooks that have a filter chain; the numbers are the kernel's."""
-
-    INPUT = 1
-    FORWARD = 2
-    OUTPUT = 3
 
 
 class Observer:
@@ -77,10 +66,8 @@ class Observer:
                     ("before_filter", BEFORE_FILTER),
                     ("after_filter", AFTER_FILTER),
                 ):
-                    words = (_PROTOCOL[family], hook, priority & 0xFFFFFFFF, 0)
                     fd = observer._object.program_fd(name)
-                    link = syscall.link_create(fd, 0, syscall.BPF_NETFILTER, words)
-                    observer._stack.callback(os.close, link)
+                    netfilter.closing(observer._stack, netfilter.link(fd, family, hook, priority))
         except BaseException:
             observer.close()
             raise
@@ -111,5 +98,4 @@ class Observer:
 
 
 def _as_netfilter(loaded: BpfObject) -> None:
-    for name in ("before_filter", "after_filter"):
-        loaded.set_type(name, _PROG_TYPE_NETFILTER, syscall.BPF_NETFILTER)
+    netfilter.as_netfilter(loaded, ("before_filter", "after_filter"))

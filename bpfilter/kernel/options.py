@@ -25,6 +25,7 @@ class Template(StrEnum):
     CLASSIFIER = "classifier"  # at TC: says what filter would do
     EARLY = "early"  # at TC, before the classifier: drops what `compiler.early` allows
     XDP = "xdp"  # the same at XDP
+    OUTPUT = "output"  # at LOCAL_OUT: drops what filter OUTPUT would drop at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class Options:
     `scope_sources`: only packets from these networks (none given: from all).
     `early`: as the early profile needs it, also for a classifier that shares its maps.
     `raw_entries`: of each chain of an early image, see `EarlyChain`. `shared`: maps of another
-    program, by name, that this one uses as well.
+    program, by name, that this one uses as well. The program of LOCAL_OUT decides if it has a
+    `marking`, though it marks nothing, and judges packets that leave by `interfaces` only.
     """
 
     mode: Mode = Mode.EVAL

@@ -19,9 +19,10 @@ import numpy as np
 from bpfilter.compiler.ir import Entry, Function
 from bpfilter.compiler.layout import Outcome
 from bpfilter.compiler.plan import Image, Slot
-from bpfilter.kernel import syscall
+from bpfilter.kernel import netfilter, syscall
 from bpfilter.kernel.arrays import MappedArray, fill
 from bpfilter.kernel.attach import AttachKind, Attachment, attach
+from bpfilter.kernel.classes import CLASSES, state_classes
 from bpfilter.kernel.config import (
     COUNT,
     GENERATION,
@@ -112,7 +113,11 @@ class Classifier:
             for name, descriptor in options.shared.items():
                 loaded.reuse_map(name, descriptor)
             loaded.set_constants(".rodata.config", config)
-            if not options.generation:
+            if options.template is Template.OUTPUT:
+                loaded.set_constants(CLASSES, state_classes(contents))
+                loaded.set_map("drops", max_entries=len(contents.nodes))
+                netfilter.as_netfilter(loaded, [options.template])
+            if options.template is not Template.OUTPUT and not options.generation:
                 loaded.skip_program("capture")
             loaded.load()
             _fill_maps(loaded, contents, options)
@@ -329,7 +334,7 @@ def _size_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
     loaded.set_map("addresses", max_entries=max(2 * len(options.addresses), 1024))
     loaded.set_map("scope", max_entries=len(options.scope_sources))
     loaded.set_map("trace", max_entries=_record_count(options.trace))
-    if options.template is Template.CLASSIFIER:
+    if options.template in (Template.CLASSIFIER, Template.OUTPUT):
         compared = options.shadow_share > 0 or options.verify_share > 0
         loaded.set_map("predictions", max_entries=options.room if compared else 1)
     for name, count in _count_cells(contents, options).items():

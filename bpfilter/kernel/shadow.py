@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from enum import IntEnum
 from types import TracebackType
@@ -22,15 +21,16 @@ import numpy.typing as npt
 
 from bpfilter.compiler.ir import FlatChain, Verdict, Walk
 from bpfilter.errors import KernelError
-from bpfilter.kernel import syscall
+from bpfilter.kernel import netfilter, syscall
 from bpfilter.kernel.arrays import MappedArray, fill
-from bpfilter.kernel.config import MAX_STATES, SLOTS
+from bpfilter.kernel.classes import CLASSES, state_classes
+from bpfilter.kernel.config import MAX_STATES
 from bpfilter.kernel.libbpf import BpfObject, RingBuffer
-from bpfilter.kernel.observer import Hook
+from bpfilter.kernel.netfilter import Hook
+from bpfilter.kernel.options import Template
 from bpfilter.kernel.pack import Contents
 from bpfilter.kernel.probe import require
 from bpfilter.kernel.program import TEMPLATES, Classifier
-from bpfilter.ruleset.fields import Family
 
 PRIORITIES = ((-1, 1), (-2, 2))
 """Before and after filter (NF_IP_PRI_FILTER is 0); generations take what is free."""
@@ -58,8 +58,6 @@ SHARED = (
 )
 """Maps of the classifier that the programs here use too, or at least declare."""
 
-_PROG_TYPE_NETFILTER = 32
-_PROTOCOL = {Family.IPV4: 2, Family.IPV6: 10}
 _HOOKS = (Hook.INPUT, Hook.FORWARD)
 _ACCEPT, _DROP = 1, 2
 _MISSES_OFFSET = 208
@@ -116,11 +114,8 @@ SAMPLE = np.dtype(
 """A mismatch. `state`: number of the bit of `State`; verdicts: 0 ACCEPT, 1 DROP."""
 
 
-class _States(ctypes.Structure):
-    _fields_ = (
-        ("state_class", (ctypes.c_uint8 * 8) * SLOTS),
-        ("revokes", ctypes.c_uint32),
-    )
+class _Shadow(ctypes.Structure):
+    _fields_ = (("revokes", ctypes.c_uint32),)
 
 
 class Shadow:
@@ -146,6 +141,8 @@ class Shadow:
     def attach(cls, classifier: Classifier, *, revokes: bool = False) -> Shadow:
         """Settle what this classifier foretells, in this thread's network namespace.
 
+        Of the program of LOCAL_OUT at that hook, of all others at LOCAL_IN and FORWARD.
+
         `revokes`: the kernel itself ends the classifier's lease with the first mismatch, so that
         the next packet takes the original rules. It stays ended until somebody renews it.
 
@@ -163,33 +160,31 @@ class Shadow:
             loaded.close()
             raise
         try:
-            shadow._attach(loaded)
+            output = classifier.options.template is Template.OUTPUT
+            shadow._attach(loaded, (Hook.OUTPUT,) if output else _HOOKS)
         except BaseException:
             shadow.close()
             raise
         return shadow
 
-    def _attach(self, loaded: BpfObject) -> None:
+    def _attach(self, loaded: BpfObject, hooks: Sequence[Hook]) -> None:
         families = {slot.plan.flat.family for slot in self._contents.slots if slot is not None}
-        for number, (before, after) in enumerate(PRIORITIES):
-            with ExitStack() as stack:
-                try:
-                    # What settles comes before what begins: no packet is seen before only.
-                    for name, priority in (("after_filter", after), ("before_filter", before)):
-                        for family in families:
-                            for hook in _HOOKS:
-                                fd = loaded.program_fd(name)
-                                link = _link(fd, family, hook, priority)
-                                stack.callback(os.close, link)
-                        if name == "after_filter":
-                            fd = loaded.program_fd("dropped")
-                            stack.callback(os.close, syscall.raw_tracepoint_open(fd, "kfree_skb"))
-                except syscall.KernelCallFailed as error:
-                    if error.errno == errno.EBUSY and number + 1 < len(PRIORITIES):
-                        continue
-                    raise
-                self._stack.push(stack.pop_all())
-                return
+        # The program of LOCAL_OUT is just before filter itself.
+        begin = [] if Hook.OUTPUT in hooks else ["before_filter"]
+
+        def attach(priorities: tuple[int, int], stack: ExitStack) -> None:
+            before, after = priorities
+            # What settles comes before what begins: no packet is seen before only.
+            for name, priority in (("after_filter", after), *((name, before) for name in begin)):
+                fd = loaded.program_fd(name)
+                for family in families:
+                    for hook in hooks:
+                        netfilter.closing(stack, netfilter.link(fd, family, hook, priority))
+                if name == "after_filter":
+                    dropped = loaded.program_fd("dropped")
+                    netfilter.closing(stack, syscall.raw_tracepoint_open(dropped, "kfree_skb"))
+
+        self._stack.push(netfilter.link_where_free(PRIORITIES, attach))
 
     def _mapped(self, fd: int, dtype: np.dtype[np.void], entries: int) -> MappedArray:
         mapped = MappedArray(fd, dtype, entries)
@@ -290,11 +285,6 @@ def possible_verdicts(flat: FlatChain, walk: Walk) -> int:
     return _ACCEPT * ("ACCEPT" in names) | _DROP * ("DROP" in names)
 
 
-def _link(fd: int, family: Family, hook: Hook, priority: int) -> int:
-    words = (_PROTOCOL[family], hook, priority & 0xFFFFFFFF, 0)
-    return syscall.link_create(fd, 0, syscall.BPF_NETFILTER, words)
-
-
 def _prepare(loaded: BpfObject, classifier: Classifier, revokes: bool) -> None:
     contents = classifier.contents
     if not (classifier.options.shadow_share or classifier.options.verify_share):
@@ -306,16 +296,9 @@ def _prepare(loaded: BpfObject, classifier: Classifier, revokes: bool) -> None:
         loaded.reuse_map(name, classifier.map_fd(name))
     loaded.set_map("possible", max_entries=len(contents.nodes))
     loaded.set_map("pairs", max_entries=max(contents.counters // 2, 1))
-    states = _States(revokes=revokes)
-    for number, slot in enumerate(contents.slots):
-        if slot is not None:
-            for index, mask in enumerate(slot.plan.tables.state_classes):
-                for bit in range(MAX_STATES):
-                    if mask >> bit & 1:
-                        states.state_class[number][bit] = index
-    loaded.set_constants(".rodata.shadow", states)
-    for name in ("before_filter", "after_filter"):
-        loaded.set_type(name, _PROG_TYPE_NETFILTER, syscall.BPF_NETFILTER)
+    loaded.set_constants(".rodata.shadow", _Shadow(revokes=revokes))
+    loaded.set_constants(CLASSES, state_classes(contents))
+    netfilter.as_netfilter(loaded, ("before_filter", "after_filter"))
 
 
 def _possible(contents: Contents) -> npt.NDArray[np.uint8]:

@@ -7,13 +7,16 @@ turned out to have. Every prediction ends as exactly one of match, mismatch, ope
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from bpfilter.kernel.config import Reason
 from bpfilter.ruleset.fields import Family, State
 from bpfilter.ruleset.model import RuleRef
+
+_Cause = TypeVar("_Cause")
 
 
 class Mechanism(StrEnum):
@@ -145,3 +148,38 @@ class Comparison:
         """Of the comparable packets, how many got a match or mismatch; 1.0 if there were none."""
         judged = self.matches + self.mismatches
         return judged / (judged + sum(self.unseen.values())) if judged else 1.0
+
+
+def together(parts: Sequence[Comparison]) -> Comparison:
+    """Comparisons of several hooks over the same time as one; there is at least one."""
+    first = parts[0]
+    rules: dict[RuleKey, Pairs] = {}
+    for part in parts:
+        for key, pairs in part.rules.items():
+            rules[key] = _both(rules[key], pairs) if key in rules else pairs
+    return Comparison(
+        mechanism=first.mechanism,
+        since=min(part.since for part in parts),
+        share=first.share,
+        predicted=sum(part.predicted for part in parts),
+        punted=_sums(part.punted for part in parts),
+        rules=rules,
+        unseen=_sums(part.unseen for part in parts),
+        incomparable=_sums(part.incomparable for part in parts),
+        samples=tuple(sorted((s for part in parts for s in part.samples), key=lambda s: s.at)),
+        lost_samples=sum(part.lost_samples for part in parts),
+        remembered=sum(part.remembered for part in parts),
+    )
+
+
+def _both(left: Pairs, right: Pairs) -> Pairs:
+    seen = [time for time in (left.first_seen, right.first_seen) if time is not None]
+    return Pairs(_sums((left.counts, right.counts)), min(seen, default=None))
+
+
+def _sums(parts: Iterable[Mapping[_Cause, int]]) -> dict[_Cause, int]:
+    sums: dict[_Cause, int] = {}
+    for part in parts:
+        for cause, count in part.items():
+            sums[cause] = sums.get(cause, 0) + count
+    return sums

@@ -7,6 +7,10 @@ from collections.abc import Iterable, Iterator
 from bpfilter.ruleset.model import Backend, Rule, RuleRef, Ruleset, StateEffect, TargetKind
 
 COUNTERS = "packets that the programs decide no longer move the original rules' counters"
+OUTPUT = (
+    "OUTPUT gains nothing for what it accepts; what it drops at once never reaches iptables, and the"
+    " sender gets the same error"
+)
 LEGACY_POLICIES = "iptables-legacy zeroes the counters of policies at every edit, also at ours"
 
 

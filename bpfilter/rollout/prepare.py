@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from bpfilter.analysis.codes import prove_codes
 from bpfilter.analysis.describe import describe_counterexample
@@ -20,6 +20,7 @@ from bpfilter.rollout import ours
 from bpfilter.rollout.comparison import RuleKey
 from bpfilter.rollout.dispatch import Dispatch, merge, render
 from bpfilter.rollout.drift import Fingerprint
+from bpfilter.rollout.notices import OUTPUT as OUTPUT_NOTICE
 from bpfilter.rollout.notices import notices
 from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.tables import Tables, all_tables
@@ -28,7 +29,8 @@ from bpfilter.ruleset.live import is_populated, read_live
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_text
 
-LIVE_CHAINS = (("filter", "INPUT"), ("filter", "FORWARD"))
+OUTPUT = ("filter", "OUTPUT")
+LIVE_CHAINS = (("filter", "INPUT"), ("filter", "FORWARD"), OUTPUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,9 @@ class Prepared:
     image: Image
     kept: tuple[str, ...] = ()
     """Why chains that have rules are left to iptables."""
+    outputs: Mapping[Family, Plan] = field(default_factory=dict)
+    """filter OUTPUT, which no mark can reach: a program of its own judges it."""
+    output: Image | None = None
 
     @property
     def rulesets(self) -> Mapping[Family, Ruleset]:
@@ -69,17 +74,20 @@ class Prepared:
         plans = {f: replace(self.plans[f], chains=chains) for f, chains in kept.items() if chains}
         if not plans:
             raise RolloutError(
-                f"nothing is translated in {scope}", hint="`bpfilter plan` lists the chains"
+                f"nothing is translated in {scope} but perhaps OUTPUT",
+                hint="name a chain of INPUT or FORWARD; `bpfilter plan` lists the chains",
             )
         image = assemble(list(plans.values()), code_space=mark.max_code + 1)
         prove_codes(image)
-        return replace(self, plans=plans, image=image)
+        outputs = {f: plan for f, plan in self.outputs.items() if scope.takes(f, *OUTPUT)}
+        return replace(self, plans=plans, image=image, outputs=outputs, output=_output(outputs))
 
     def deciding(self) -> frozenset[RuleKey]:
         """The rules and policies at which a packet's walk can end."""
         return frozenset(
             RuleKey(plan.family, entry.rule)
-            for plan, chain in self.chains()
+            for plan in (*self.plans.values(), *self.outputs.values())
+            for chain in plan.chains.values()
             for entry in chain.flat.entries
             if entry.kind in (OpKind.ACCEPT, OpKind.DROP, OpKind.ITEM)
         )
@@ -88,6 +96,8 @@ class Prepared:
         """What an operator will notice, as sentences."""
         yield from self.kept
         yield from notices(self.rulesets.values(), self.backend)
+        if self.outputs:
+            yield OUTPUT_NOTICE
 
     def count(self) -> Mapping[Family, Ruleset]:
         """The rulesets as they are now, with their counters and without ours."""
@@ -157,6 +167,7 @@ def prepare(
         raise ours.stranger_error(list(strangers))
     kept: list[str] = []
     plans: dict[Family, Plan] = {}
+    outputs: dict[Family, Plan] = {}
     proofs: dict[Family, Sequence[Proof]] = {}
     for family, save in saves.items():
         ruleset = _read(tables[family], save)
@@ -165,7 +176,9 @@ def prepare(
         plan = compile_ruleset(ruleset, _reached(ruleset, chains, kept))
         proven = {key: _proven(ruleset, chain, force) for key, chain in plan.chains.items()}
         proofs[family] = list(proven.values())
-        plans[family] = with_proven_functions(plan, proven)
+        plans[family], output = _split(with_proven_functions(plan, proven))
+        if output is not None:
+            outputs[family] = output
     if not plans:
         raise RolloutError(
             f"iptables-{backend} has no filter table here", hint="load your rules first"
@@ -175,7 +188,35 @@ def prepare(
     fingerprints = {tables[family]: Fingerprint.of(save) for family, save in saves.items()}
     for other in all_tables():
         fingerprints.setdefault(other, Fingerprint.of(other.save()))
-    return Prepared(backend, tables, fingerprints, plans, proofs, image, tuple(kept))
+    return Prepared(
+        backend,
+        tables,
+        fingerprints,
+        plans,
+        proofs,
+        image,
+        tuple(kept),
+        outputs,
+        _output(outputs),
+    )
+
+
+def _split(plan: Plan) -> tuple[Plan, Plan | None]:
+    """What the program at the interfaces judges, and OUTPUT if it may do more than accept."""
+    ingress = {key: chain for key, chain in plan.chains.items() if key != OUTPUT}
+    output = plan.chains.get(OUTPUT)
+    chain = plan.ruleset.tables["filter"].chains.get("OUTPUT")
+    if output is None or chain is None or not (chain.rules or chain.policy == "DROP"):
+        return replace(plan, chains=ingress), None
+    return replace(plan, chains=ingress), replace(plan, chains={OUTPUT: output})
+
+
+def _output(outputs: Mapping[Family, Plan]) -> Image | None:
+    if not outputs:
+        return None
+    image = assemble(list(outputs.values()))
+    prove_codes(image)
+    return image
 
 
 def _reached(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from bpfilter.compiler.layout import Outcome
 from bpfilter.compiler.mark import MarkField
 from bpfilter.compiler.plan import ChainPlan, Image
-from bpfilter.errors import BpfilterError
+from bpfilter.errors import BpfilterError, KernelError
 from bpfilter.kernel.addresses import LocalRoute, read_local_table
 from bpfilter.kernel.attach import Attachment, TcxLink, attach
 from bpfilter.kernel.config import Early, Mode, Reason
@@ -22,9 +23,14 @@ from bpfilter.kernel.routing import Routing, RoutingEvents, read_routing
 from bpfilter.kernel.syscall import MAP_DELETE, KernelCallFailed, bpf, link_update, map_update
 from bpfilter.rollout import host, pins
 from bpfilter.rollout.attached import Attached, attached
+from bpfilter.rollout.comparison import Comparison, together
 from bpfilter.rollout.early import EarlyDrops, EarlyRequest, Link, Report, close_links
+from bpfilter.rollout.guards import Guards, inspect
+from bpfilter.rollout.output import Output
 from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.shadow import Bounds, Counted
+from bpfilter.rollout.trouble import Trouble
+from bpfilter.rollout.waivers import Waiver
 from bpfilter.rollout.watching import Watch, start_if_possible
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import RuleRef, Ruleset
@@ -59,6 +65,8 @@ class Program:
         self.generation: Generation | None = None
         self.watch: Watch | None = None
         self.unwatched: str | None = None
+        self.output: Output | None = None
+        self.unjudged: str | None = None
         self._numbers: set[int] = set()
         self._attachments: dict[str, Attachment] = {}
         self._pinned = False
@@ -75,6 +83,7 @@ class Program:
         mark: MarkField | None,
         scope: Scope | None = None,
         *,
+        output: Image | None = None,
         share: float = 0.0,
         early: EarlyRequest | None = None,
         sure: bool = False,
@@ -110,12 +119,24 @@ class Program:
             raise
         program = cls(classifier, links, addresses, routing, events, early)
         try:
-            program._compare(share, revokes=sure and mark is not None)
+            revokes = sure and mark is not None
+            program._compare(share, revokes=revokes)
+            program._judge_output(output, revokes=revokes)
             program.accept(program.observe())
         except BaseException:
             program.close()
             raise
         return program
+
+    def _judge_output(self, image: Image | None, *, revokes: bool) -> None:
+        if image is None:
+            return
+        try:
+            self.output = Output.start(image, self._classifier, self._links, revokes=revokes)
+        except KernelError as error:
+            self.unjudged = f"OUTPUT is left to iptables: {error.message}"
+        if self.output is not None:
+            self._stack.callback(self.output.close)
 
     def _compare(self, share: float, *, revokes: bool) -> None:
         """Before the program is attached and before the generation is observed: see `Watch`."""
@@ -205,6 +226,30 @@ class Program:
         """Look at the conditions of early drops, once the rules are known to be the plan's."""
         return None if self.early is None else self.early.vouch(self.generation)
 
+    @property
+    def watches(self) -> Sequence[Watch]:
+        """What compares packets: at the interfaces, and of OUTPUT."""
+        output = None if self.output is None else self.output.watch
+        return [watch for watch in (self.watch, output) if watch is not None]
+
+    def inspect(self, guards: Guards, waivers: Sequence[Waiver]) -> Trouble | None:
+        """What `guards` say of verdicts that were mispredicted, or could not be remembered."""
+        if not any(watch.mismatches or watch.lost for watch in self.watches):
+            return None
+        seen = self.comparison()
+        return None if seen is None else inspect(guards, seen, waivers, time.time())
+
+    def comparison(self) -> Comparison | None:
+        """All that was compared packet by packet; None where that is impossible."""
+        if self.watch is None:
+            return None
+        return together([watch.comparison() for watch in self.watches])
+
+    def poll(self) -> None:
+        """Take note of what was compared since the last call."""
+        for watch in self.watches:
+            watch.poll()
+
     def attached(self) -> bool:
         """Whether the program is still at all its interfaces."""
         found = attached(tuple(self._links))
@@ -225,8 +270,8 @@ class Program:
 
     def accept(self, generation: Generation) -> None:
         """From now on decide while the kernel's rules are of this generation."""
-        if self.watch is not None:
-            self.watch.share_filter(host.filter_is_shared())
+        for watch in self.watches:
+            watch.share_filter(host.filter_is_shared())
         self._classifier.set_generation(generation)
         self.generation = generation
 
@@ -254,6 +299,7 @@ class Program:
         watching = f"{self.unwatched}; counters are compared instead"
         untrusted = self.routing.untrusted.items()
         left = [f"{family} FORWARD is left to iptables: {why}" for family, why in untrusted]
+        left += [] if self.unjudged is None else [self.unjudged]
         return left if self.unwatched is None else [watching, *left]
 
     def refresh(self) -> Sequence[str]:
@@ -303,8 +349,17 @@ class Program:
     def all_counts(
         self,
     ) -> tuple[Mapping[tuple[int, int], Bounds], Mapping[tuple[Family, RuleRef], Bounds]]:
-        """`rule_counts`, and the packets dropped early by rule."""
-        return self.rule_counts(), {} if self.early is None else self.early.counted()
+        """`rule_counts`, and the packets dropped early, or by LOCAL_OUT's program, by rule."""
+        early = {} if self.early is None else self.early.counted()
+        output = {} if self.output is None else self.output.counted()
+        both = {
+            rule: Bounds(
+                sum(side[rule].certain for side in (early, output) if rule in side),
+                sum(side[rule].possible for side in (early, output) if rule in side),
+            )
+            for rule in {**early, **output}
+        }
+        return self.rule_counts(), both
 
     def rule_counts(self) -> Mapping[tuple[int, int], Bounds]:
         """Packets by slot and entry since loading, those that were counted at all."""

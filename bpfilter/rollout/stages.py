@@ -25,7 +25,6 @@ from bpfilter.rollout.checks import drifted, moved_links, obstacles, unfit_links
 from bpfilter.rollout.comparison import Comparison
 from bpfilter.rollout.drift import Fingerprint
 from bpfilter.rollout.early import EarlyDrops
-from bpfilter.rollout.guards import inspect
 from bpfilter.rollout.install import install
 from bpfilter.rollout.journal import Journal, Stage
 from bpfilter.rollout.lease import Lease
@@ -47,7 +46,6 @@ from bpfilter.ruleset.model import Ruleset
 _HOST_TICKS = 5
 _GRACE_SECONDS = 0.05
 """Marked packets that are between TC and filter when marking stops get through in this time."""
-
 
 Report = Callable[[str], None]
 
@@ -208,10 +206,9 @@ class Rollout:
         program = self._program
         if program is None or self.prepared is None:
             return None
-        if program.watch is not None:
-            return program.watch.comparison()
-        if self.stage is not Stage.SHADOW or not counters:
-            return None
+        seen = program.comparison()
+        if seen is not None or self.stage is not Stage.SHADOW or not counters:
+            return seen
         reports = zip(self.prepared.chains(), self.compare(), strict=True)
         found = [(plan.family, chain, report) for (plan, chain), report in reports]
         return by_counters(found, program.punted(), self.since)
@@ -315,7 +312,14 @@ class Rollout:
         early = None if mark is None or scope.chains else self.request.early
         with self._journal.step("load"):
             program = Program.load(
-                prepared.image, links, mark, scope, share=share, early=early, sure=not self.waivers
+                prepared.image,
+                links,
+                mark,
+                scope,
+                output=prepared.output,
+                share=share,
+                early=early,
+                sure=not self.waivers,
             )
         for sentence in program.remarks():
             self._report(sentence)
@@ -419,12 +423,9 @@ class Rollout:
             return moved
         if not program.attached():
             return Trouble("our program is no longer attached", Cause.HOST)
-        if program.watch is not None:
-            program.watch.poll()
-            if self.mark is not None and (program.watch.mismatches or program.watch.lost):
-                seen = program.watch.comparison()
-                if found := inspect(self.request.guards, seen, self.waivers, time.time()):
-                    return found
+        program.poll()
+        if self.mark is not None and (found := program.inspect(self.request.guards, self.waivers)):
+            return found
         if self.mark is not None and (foreign := program.foreign()):
             return Trouble(f"foreign {foreign[0]} could forge marks", Cause.HOST)
         generation = program.observe()
