@@ -8,8 +8,8 @@ from bpfilter.ruleset.model import Backend, Rule, RuleRef, Ruleset, StateEffect,
 
 COUNTERS = "packets that the programs decide no longer move the original rules' counters"
 OUTPUT = (
-    "OUTPUT gains nothing for what it accepts; what it drops at once never reaches iptables, and the"
-    " sender gets the same error"
+    "OUTPUT gains nothing for what it accepts; what it drops at once never reaches iptables, and"
+    " the sender gets the same error"
 )
 LEGACY_POLICIES = "iptables-legacy zeroes the counters of policies at every edit, also at ours"
 
