@@ -184,6 +184,12 @@ async def deployment(request: Request) -> JSONResponse:
     return _deployed(await asyncio.to_thread(_keeper(request).deployment))
 
 
+@_reading.get("/shadow", operation_id="getShadow")
+async def shadow(request: Request) -> dict[str, Any]:
+    """What was predicted, compared and decided, rule by rule in iptables' order."""
+    return await asyncio.to_thread(_keeper(request).detail)
+
+
 def _deployed(found: Deployment) -> JSONResponse:
     return JSONResponse(found.document, headers={"ETag": f'"{found.revision}"'})
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from bpfilter.api.problems import ApiError
 from bpfilter.rollout.asking import ask, start_daemon
+from bpfilter.rollout.detail import ask_detail
 from bpfilter.rollout.goal import Goal
 from bpfilter.rollout.journal import Answer, Event, Journal, Stage, running
 from bpfilter.rollout.status import STATUS
@@ -64,6 +65,10 @@ class Keeper:
         words = [word for name in interfaces for word in ("--interface", name)]
         start_daemon(self._directory, [*words, "--goal", json.dumps(goal)])
         return Answer(True, "bpfilterd was started")
+
+    def detail(self) -> Document:
+        """What the daemon knows rule by rule; RolloutError where none runs."""
+        return dict(ask_detail(self._directory))
 
     def confirm(self, number: str) -> Answer:
         """Confirm a commit by its id; RolloutError if it is too late or unknown."""

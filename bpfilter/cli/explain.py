@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from bpfilter.analysis.explain import Question, explain
+from bpfilter.cli.connection import State
 from bpfilter.cli.eval import run_question
 from bpfilter.cli.plan import BackendOption, FamilyOption, Format, RulesetOption, load
-from bpfilter.cli.stages import State, read_status
 from bpfilter.errors import UsageError
 from bpfilter.kernel.addresses import LocalRoute, read_local_table
 from bpfilter.kernel.way import way_of
@@ -24,6 +24,7 @@ from bpfilter.lab.pcap import read_frames
 from bpfilter.report.asked import asked_packet, frame_packet, hook_of, sample_packet
 from bpfilter.report.explain import explanation_document, render_explanation
 from bpfilter.report.terminal import terminal
+from bpfilter.rollout.detail import kept_samples
 from bpfilter.rollout.journal import state_directory
 from bpfilter.ruleset import fields
 from bpfilter.ruleset.fields import ALL_STATES, Family, Field
@@ -149,11 +150,10 @@ def _frame(path: Path, number: int) -> bytes:
 
 
 def _sample(directory: Path, identity: str) -> Mapping[str, Any]:
-    samples = (read_status(directory).get("comparison") or {}).get("samples", ())
-    for sample in samples:
-        if sample["id"] == identity:
-            return dict(sample)
-    known = ", ".join(sample["id"] for sample in samples)
+    samples = kept_samples(directory)
+    if identity in samples:
+        return samples[identity]
+    known = ", ".join(samples)
     raise UsageError(
         f"there is no mismatch {identity}",
         hint=f"there are: {known}" if known else "there are none",

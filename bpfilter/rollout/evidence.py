@@ -11,7 +11,7 @@ from bpfilter.rollout.comparison import Comparison, Sample
 _MOST_SAMPLES = 8
 
 
-def summary(comparison: Comparison) -> Mapping[str, Any]:
+def summary(comparison: Comparison, samples: int = _MOST_SAMPLES) -> Mapping[str, Any]:
     """Totals and causes, how many rules were exercised, and some samples of mismatches."""
     exercised = sum(bool(pairs.counts) for pairs in comparison.rules.values())
     return {
@@ -26,7 +26,8 @@ def summary(comparison: Comparison) -> Mapping[str, Any]:
         "not_comparable": {cause.name.lower(): n for cause, n in comparison.incomparable.items()},
         "rules": len(comparison.rules),
         "exercised": exercised,
-        "samples": [_sample(sample) for sample in comparison.samples[:_MOST_SAMPLES]],
+        "lost_samples": comparison.lost_samples,
+        "samples": [_sample(sample) for sample in comparison.samples[:samples]],
     }
 
 

@@ -364,7 +364,7 @@ class Program:
     def rule_counts(self) -> Mapping[tuple[int, int], Bounds]:
         """Packets by slot and entry since loading, those that were counted at all."""
         return {
-            (slot, entry): Bounds(int(certain), int(certain + some))
+            (slot, entry): Bounds(int(certain), int(certain + some), int(cells["bytes"][entry, 0]))
             for slot, cells in self._classifier.counters().items()
             for entry, (certain, some) in enumerate(cells["packets"])
             if certain or some

@@ -12,6 +12,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from bpfilter.errors import BpfilterError, RolloutError
+from bpfilter.rollout import detail
 from bpfilter.rollout.changes import Changes
 from bpfilter.rollout.comparison import Comparison, Mechanism
 from bpfilter.rollout.gates import Gate, judge
@@ -234,6 +235,7 @@ class Service:
 
     def _handle(self, trouble: Trouble) -> None:
         if trouble.cause is Cause.UNCONFIRMED or trouble.cause in _ENDS:
+            self._publish()  # what was found goes with the programs
             self.rollout.rollback()
             self._event(trouble.cause, f"{trouble}: rolled back to off")
             if trouble.cause is Cause.UNCONFIRMED:
@@ -327,6 +329,9 @@ class Service:
     def _answer(self, asked: Asked) -> Ending | None:
         if asked.verb == "confirm":
             answer = self._confirm(str(asked.argument["id"]))
+        elif asked.verb == detail.VERB:
+            detail.publish(self.rollout, self._journal)
+            answer = Answer(True, "counted")
         elif asked.verb == "goal":
             answer = self._new_goal(asked)
         elif asked.verb == "rollback":

@@ -12,7 +12,7 @@ cancel out. Rules that other built-in chains can reach too are left out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bpfilter.compiler.ir import OpKind
 from bpfilter.compiler.plan import ChainPlan
@@ -21,10 +21,11 @@ from bpfilter.ruleset.model import RuleRef, Ruleset, Table, TargetKind
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Packets that end at an entry for certain, and possibly."""
+    """Packets that end at an entry for certain, and possibly; `bytes` of the certain ones."""
 
     certain: int
     possible: int
+    bytes: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from bpfilter.rollout.request import Request as Request
 from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.shadow import Bounds, ShadowReport, compare
 from bpfilter.rollout.tables import Tables
-from bpfilter.rollout.totals import RuleName, Totals
+from bpfilter.rollout.totals import AllTotals, RuleName
 from bpfilter.rollout.trouble import Cause, Trouble
 from bpfilter.rollout.waivers import Waiver
 from bpfilter.rollout.watching import by_counters
@@ -70,7 +70,7 @@ class Rollout:
         self._counted_from: Mapping[Family, Ruleset] = {}
         self.since = 0.0
         self._revoked = 0.0
-        self._totals = Totals()
+        self._totals = AllTotals()
         self._ticks = 0
 
     def __enter__(self) -> Rollout:
@@ -226,10 +226,10 @@ class Rollout:
         """Packets that the loaded program left to the original rules, by reason."""
         return {} if self._program is None else self._program.punted()
 
-    def totals(self) -> Mapping[RuleName, Bounds]:
-        """Packets per rule, of all generations since this object was made."""
+    def totals(self, *, decided: bool = False) -> Mapping[RuleName, Bounds]:
+        """Packets per rule of all generations; `decided`: only of stages that decide."""
         counts = ({}, {}) if self._program is None else self._program.all_counts()
-        return self._totals.with_present(self.prepared, *counts)
+        return self._totals.now(self.prepared, counts, self.stage.decides, decided)
 
     def rollback(self) -> None:
         """Back to off from any stage; does nothing where there is nothing."""
@@ -402,7 +402,7 @@ class Rollout:
 
     def _keep_totals(self) -> None:
         if self._program is not None and self.prepared is not None:
-            self._totals.add(self.prepared, *self._program.all_counts())
+            self._totals.keep(self.prepared, self._program.all_counts(), self.stage.decides)
 
     def _stop(self) -> None:
         self.lease = None

@@ -14,6 +14,9 @@ from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.lexer import quote
 from bpfilter.ruleset.model import RuleRef, Ruleset
 
+Counts = tuple[Mapping[tuple[int, int], Bounds], "Early"]
+"""Of one program: by slot and entry, and what was dropped early before it."""
+
 Early = Mapping[tuple[Family, RuleRef], Bounds]
 """Packets dropped early, by rule: see `EarlyDrops.counted`."""
 
@@ -37,11 +40,15 @@ class Totals:
     def __init__(self) -> None:
         self._certain: Counter[RuleName] = Counter()
         self._possible: Counter[RuleName] = Counter()
+        self._bytes: Counter[RuleName] = Counter()
 
     def add(
         self, prepared: Prepared, counts: Mapping[tuple[int, int], Bounds], early: Early
     ) -> None:
-        """Keep what a program, and those that drop early before it, counted before it goes."""
+        """Keep what a program, and those that drop early before it, counted before it goes.
+
+        Jumps count what ended behind them.
+        """
         dropped = (
             (rule_name(prepared.rulesets[family], rule), bounds)
             for (family, rule), bounds in early.items()
@@ -49,6 +56,7 @@ class Totals:
         for name, bounds in (*_named(prepared, counts), *dropped):
             self._certain[name] += bounds.certain
             self._possible[name] += bounds.possible
+            self._bytes[name] += bounds.bytes
 
     def with_present(
         self,
@@ -59,9 +67,33 @@ class Totals:
         """All that was counted, the present program's counts included."""
         sums = Totals()
         sums._certain, sums._possible = self._certain.copy(), self._possible.copy()
+        sums._bytes = self._bytes.copy()
         if prepared is not None:
             sums.add(prepared, counts, early)
-        return {name: Bounds(sums._certain[name], n) for name, n in sums._possible.items()}
+        return {
+            name: Bounds(sums._certain[name], n, sums._bytes[name])
+            for name, n in sums._possible.items()
+        }
+
+
+class AllTotals:
+    """All that was counted; and apart, what was counted while programs decided."""
+
+    def __init__(self) -> None:
+        self._all, self._decided = Totals(), Totals()
+
+    def keep(self, prepared: Prepared, counts: Counts, decides: bool) -> None:
+        """Keep what a program counted before it goes."""
+        for kept in (self._all, self._decided) if decides else (self._all,):
+            kept.add(prepared, *counts)
+
+    def now(
+        self, prepared: Prepared | None, counts: Counts, decides: bool, decided: bool
+    ) -> Mapping[RuleName, Bounds]:
+        """With the present program's; `decided`: only what programs decided."""
+        if not decided:
+            return self._all.with_present(prepared, *counts)
+        return self._decided.with_present(prepared if decides else None, *counts)
 
 
 def _named(
@@ -75,7 +107,8 @@ def _named(
         flat = slot.plan.flat
         if flat.entries[entry].kind in (OpKind.ACCEPT, OpKind.DROP, OpKind.ITEM):
             ruleset = prepared.rulesets[flat.family]
-            yield rule_name(ruleset, flat.entries[entry].rule), bounds
+            for rule in (*flat.entries[entry].via, flat.entries[entry].rule):
+                yield rule_name(ruleset, rule), bounds
 
 
 def rule_name(ruleset: Ruleset, ref: RuleRef) -> RuleName:

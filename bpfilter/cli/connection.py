@@ -1,0 +1,192 @@
+"""How verbs reach the daemon of a network namespace: by its journal, or by the REST API.
+
+Without `--url` the journal is used by who may read it (root), else the API's unix socket. Over
+`https://` a bearer token comes from a file or the environment, never from the command line, which
+other users can see.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import httpx
+import typer
+
+from bpfilter.errors import BpfilterError, UsageError
+from bpfilter.rollout.asking import ask
+from bpfilter.rollout.detail import ask_detail
+from bpfilter.rollout.journal import Journal, Stage, running, state_directory
+from bpfilter.rollout.status import STATUS
+
+TOKEN = "BPFILTER_TOKEN"
+SOCKET = Path("/run/bpfilterd/api.sock")
+_SECONDS = 60.0
+
+State = Annotated[Path | None, typer.Option(help="Directory of the journal, default by namespace.")]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", envvar="BPFILTER_URL", help="The REST API: unix:///run/… or https://host:8443."
+    ),
+]
+TokenFile = Annotated[
+    Path | None, typer.Option(help=f"File with the bearer token; default: ${TOKEN}.")
+]
+Ca = Annotated[Path | None, typer.Option("--ca", help="Certificates that the server's rests on.")]
+Cert = Annotated[Path | None, typer.Option("--cert", help="Our certificate and key, in one file.")]
+
+
+class ApiRefused(BpfilterError):
+    """The REST API refused; its problem document says why."""
+
+
+class Daemon(Protocol):
+    """What verbs ask of a namespace's daemon, there or not."""
+
+    def status(self) -> Mapping[str, Any]:
+        """As `read_status`: the stage (off if there is no daemon) and what belongs to it."""
+
+    def detail(self) -> Mapping[str, Any]:
+        """As `rollout.detail`; RolloutError or ApiRefused where no daemon runs."""
+
+    def events(self, after: int = 0) -> Sequence[Mapping[str, Any]]:
+        """Events with `id`, `at`, `kind` and `sentence`, those behind `after`, oldest first."""
+
+    def confirm(self, identity: str) -> str:
+        """Confirm a stage; a sentence."""
+
+    def rollback(self) -> str:
+        """Back to off; a sentence."""
+
+
+class Local:
+    """By the journal, in this network namespace."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def status(self) -> Mapping[str, Any]:
+        return read_status(self.directory)
+
+    def detail(self) -> Mapping[str, Any]:
+        return ask_detail(self.directory)
+
+    def events(self, after: int = 0) -> Sequence[Mapping[str, Any]]:
+        try:
+            with Journal(self.directory, create=False) as journal:
+                found = enumerate(journal.events(), 1)
+                return [{"id": n, **asdict(event)} for n, event in found if n > after]
+        except sqlite3.OperationalError:
+            return []
+
+    def confirm(self, identity: str) -> str:
+        return ask(self.directory, "confirm", {"id": identity}).sentence
+
+    def rollback(self) -> str:
+        return ask(self.directory, "rollback", {}).sentence
+
+
+def read_status(directory: Path) -> Mapping[str, Any]:
+    """The journal's last word, and who keeps it; stage off if there is no daemon."""
+    alive = running(directory)
+    found: dict[str, Any] = {"pid": None, "stage": Stage.OFF, "in_force": False}
+    try:
+        with Journal(directory, create=False) as journal:
+            found |= dict(journal.document(STATUS) or {}) if alive is not None else {}
+    except sqlite3.OperationalError:
+        return found
+    if alive is not None:
+        found["pid"], found["stage"] = alive
+    return found
+
+
+class Remote:
+    """By the REST API."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+
+    def status(self) -> Mapping[str, Any]:
+        found = self._get("/v1/deployment")
+        return {"in_force": False, **found, "pid": found.get("pid")}
+
+    def detail(self) -> Mapping[str, Any]:
+        return self._get("/v1/shadow")
+
+    def events(self, after: int = 0) -> Sequence[Mapping[str, Any]]:
+        found: Sequence[Mapping[str, Any]] = self._get(f"/v1/events?after={after}")["events"]
+        return found
+
+    def confirm(self, identity: str) -> str:
+        return str(self._post(f"/v1/deployment/commits/{identity}/confirm")["result"])
+
+    def rollback(self) -> str:
+        return str(self._post("/v1/deployment/rollback")["result"])
+
+    def _get(self, path: str) -> Mapping[str, Any]:
+        return self._ask("GET", path)
+
+    def _post(self, path: str) -> Mapping[str, Any]:
+        return self._ask("POST", path)
+
+    def _ask(self, method: str, path: str) -> Mapping[str, Any]:
+        try:
+            answer = self._client.request(method, path, headers={"Accept": "application/json"})
+        except httpx.HTTPError as error:
+            raise ApiRefused(
+                f"the API cannot be reached: {error or type(error).__name__}",
+                hint="`bpfilter serve` serves it; check --url",
+            ) from None
+        try:
+            found: Mapping[str, Any] = answer.json()
+        except ValueError:
+            raise ApiRefused(
+                f"what answers at {self._client.base_url} is no bpfilter API", hint="check --url"
+            ) from None
+        if answer.is_success:
+            return found
+        raise ApiRefused(
+            str(found.get("detail") or found.get("title") or answer.reason_phrase),
+            hint=str(found["hint"]) if found.get("hint") else None,
+        )
+
+
+def connect(
+    url: str | None,
+    directory: Path | None,
+    token_file: Path | None = None,
+    ca: Path | None = None,
+    cert: Path | None = None,
+) -> Daemon:
+    """The way that the options ask for; UsageError if they make no sense."""
+    if url is None:
+        if directory is None and os.geteuid() != 0 and SOCKET.exists():
+            return Remote(_client(f"unix://{SOCKET}", None, None, None))
+        return Local(directory or state_directory())
+    if directory is not None:
+        raise UsageError("--url and --state exclude each other", hint="leave one out")
+    return Remote(_client(url, token_file, ca, cert))
+
+
+def _client(url: str, token_file: Path | None, ca: Path | None, cert: Path | None) -> httpx.Client:
+    if url.startswith("unix://"):
+        transport = httpx.HTTPTransport(uds=url.removeprefix("unix://"))
+        return httpx.Client(transport=transport, base_url="http://bpfilter", timeout=_SECONDS)
+    if not url.startswith("https://"):
+        raise UsageError(f"--url {url}: neither unix:// nor https://", hint="tokens need TLS")
+    import ssl
+
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if cert is not None:
+            context.load_cert_chain(cert)
+        token = os.environ.get(TOKEN) if token_file is None else token_file.read_text().strip()
+    except OSError as error:
+        raise UsageError(f"--ca, --cert or --token-file: {error}", hint="PEM files") from None
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    return httpx.Client(base_url=url, verify=context, headers=headers, timeout=_SECONDS)
