@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from bpfilter.analysis.codes import prove_codes
@@ -24,8 +25,9 @@ from bpfilter.rollout.notices import OUTPUT as OUTPUT_NOTICE
 from bpfilter.rollout.notices import notices
 from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.tables import Tables, all_tables
+from bpfilter.ruleset.faithful import faithful
 from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.live import is_populated, read_live
+from bpfilter.ruleset.live import is_populated, read_live, read_printed
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_text
 
@@ -132,7 +134,10 @@ def find_backend(asked: Backend | None) -> Backend:
     LiveReadError if both hold rules of one family or the asked one holds none, RolloutError if
     the families differ or there are no rules.
     """
-    live = [read_live(family, asked) for family in Family]
+    return _backend_of([read_live(family, asked) for family in Family])
+
+
+def _backend_of(live: Sequence[Ruleset]) -> Backend:
     found = {ruleset.backend for ruleset in live if is_populated(ruleset)} - {None}
     if len(found) > 1:
         raise RolloutError(
@@ -152,14 +157,37 @@ def prepare(
     *,
     chains: Sequence[tuple[str, str]] = LIVE_CHAINS,
     force: bool = False,
+    known: Known | None = None,
 ) -> Prepared:
     """Read, translate and prove the live ruleset of the current network namespace.
 
-    Families without a filter table are left out. Raises RolloutError if there is nothing to
-    translate, a proof is incomplete (unless `force`), or the operator has a chain whose name we
-    would use; ProofFailed if a proof fails.
+    Families without a filter table are left out. Raises LiveReadError if the text that iptables
+    prints is not what the kernel holds, RolloutError if there is nothing to translate, a proof is
+    incomplete (unless `force`), or the operator has a chain whose name we would use; ProofFailed
+    if a proof fails. `known` remembers the families' plans: those whose rules are the same are
+    taken from it.
     """
-    backend = find_backend(asked)
+    live = [read_printed(family, asked) for family in Family]
+    backend = _backend_of(live)
+    # A thread works in the network namespace of the one that started it.
+    with ThreadPoolExecutor(1) as pool:
+        doubts = [pool.submit(faithful, ruleset) for ruleset in live]
+        prepared = _prepare(backend, chains, force, known or Known())
+        for doubt in doubts:
+            doubt.result()
+    return prepared
+
+
+@dataclass(slots=True)
+class Known:
+    """Each family's plan, proof and digest of the rules, the last that was made."""
+
+    plans: dict[Family, tuple[str, Plan, Sequence[Proof]]] = field(default_factory=dict)
+
+
+def _prepare(
+    backend: Backend, chains: Sequence[tuple[str, str]], force: bool, known: Known
+) -> Prepared:
     tables = {family: Tables(family, backend) for family in Family}
     saves = {family: tables[family].save() for family in tables}
     strangers = {name: None for save in saves.values() for name in ours.strangers(save)}
@@ -170,13 +198,10 @@ def prepare(
     outputs: dict[Family, Plan] = {}
     proofs: dict[Family, Sequence[Proof]] = {}
     for family, save in saves.items():
-        ruleset = _read(tables[family], save)
-        if "filter" not in ruleset.tables:
+        if "*filter" not in save.splitlines():
             continue
-        plan = compile_ruleset(ruleset, _reached(ruleset, chains, kept))
-        proven = {key: _proven(ruleset, chain, force) for key, chain in plan.chains.items()}
-        proofs[family] = list(proven.values())
-        plans[family], output = _split(with_proven_functions(plan, proven))
+        plan, proofs[family] = _plan(tables[family], save, chains, force, kept, known)
+        plans[family], output = _split(plan)
         if output is not None:
             outputs[family] = output
     if not plans:
@@ -201,6 +226,27 @@ def prepare(
     )
 
 
+def _plan(
+    tables: Tables,
+    save: str,
+    chains: Sequence[tuple[str, str]],
+    force: bool,
+    kept: list[str],
+    known: Known,
+) -> tuple[Plan, Sequence[Proof]]:
+    reached = _reached(tables.family, save, chains, kept)
+    digest = f"{Fingerprint.of(save).ruleset} {tables.backend} {reached} {force}"
+    last = known.plans.get(tables.family)
+    if last is not None and last[0] == digest:
+        return last[1:]
+    ruleset = _read(tables, save)
+    plan = compile_ruleset(ruleset, reached)
+    proven = {key: _proven(ruleset, chain, force) for key, chain in plan.chains.items()}
+    plan = with_proven_functions(plan, proven)
+    known.plans[tables.family] = (digest, plan, list(proven.values()))
+    return plan, list(proven.values())
+
+
 def _split(plan: Plan) -> tuple[Plan, Plan | None]:
     """What the program at the interfaces judges, and OUTPUT if it may do more than accept."""
     ingress = {key: chain for key, chain in plan.chains.items() if key != OUTPUT}
@@ -220,14 +266,16 @@ def _output(outputs: Mapping[Family, Plan]) -> Image | None:
 
 
 def _reached(
-    ruleset: Ruleset, chains: Sequence[tuple[str, str]], kept: list[str]
+    family: Family, save: str, chains: Sequence[tuple[str, str]], kept: list[str]
 ) -> Sequence[tuple[str, str]]:
     """Without FORWARD where no packet gets there; says so if it has rules."""
-    if host_forwards(ruleset.family):
+    if host_forwards(family):
         return chains
-    if ("filter", "FORWARD") in chains and ruleset.tables["filter"].chains["FORWARD"].rules:
+    rules = ours.strip(save).partition("*filter\n")[2].partition("COMMIT\n")[0]
+    has_rules = any(line.startswith("-A FORWARD ") for line in rules.splitlines())
+    if ("filter", "FORWARD") in chains and has_rules:
         kept.append(
-            f"{ruleset.family} FORWARD stays with iptables: this host does not forward"
+            f"{family} FORWARD stays with iptables: this host does not forward"
             " (ip_forward, forwarding); should that change, deploy again"
         )
     return tuple(key for key in chains if key != ("filter", "FORWARD"))

@@ -29,7 +29,7 @@ from bpfilter.rollout.install import install
 from bpfilter.rollout.journal import Journal, Stage
 from bpfilter.rollout.lease import Lease
 from bpfilter.rollout.mark import choose, ruleset_uses
-from bpfilter.rollout.prepare import Prepared, prepare
+from bpfilter.rollout.prepare import Known, Prepared, prepare
 from bpfilter.rollout.program import Program
 from bpfilter.rollout.record import Record
 from bpfilter.rollout.request import Request as Request
@@ -72,6 +72,7 @@ class Rollout:
         self._revoked = 0.0
         self._totals = AllTotals()
         self._ticks = 0
+        self._known = Known()
 
     def __enter__(self) -> Rollout:
         return self
@@ -257,9 +258,8 @@ class Rollout:
 
     def _prepare(self) -> Prepared:
         with self._journal.step("plan"):
-            return prepare(
-                self.request.backend, chains=self.request.chains, force=self.request.force
-            )
+            asked = self.request
+            return prepare(asked.backend, chains=asked.chains, force=asked.force, known=self._known)
 
     def _cut_over(self, stage: Stage, scope: Scope, confirm_within: float | None) -> None:
         prepared = self.prepared

@@ -19,6 +19,11 @@ def read_live(family: Family, backend: Backend | None = None) -> Ruleset:
     LiveReadError that the user has to resolve. Exit code 0 and a COMMIT per table are demanded, and
     that the text restores to the rules that are there.
     """
+    return faithful(read_printed(family, backend))
+
+
+def read_printed(family: Family, backend: Backend | None = None) -> Ruleset:
+    """As `read_live`, but nobody has looked whether the text restores to what is there."""
     found = {b: read_backend(family, b) for b in Backend if find(tool(family, b, "save"))}
     if not found:
         raise LiveReadError(
@@ -43,9 +48,9 @@ def read_live(family: Family, backend: Backend | None = None) -> Ruleset:
                 f"{tool(family, backend, 'save')} is not installed",
                 hint="install the distribution's iptables package",
             )
-        return faithful(found[backend])
+        return found[backend]
     if populated:
-        return faithful(found[populated[0]])
+        return found[populated[0]]
     default = default_backend()
     return found.get(default) or next(iter(found.values()))
 
