@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 _HOOK = re.compile(rb"^([0-9a-f]+) \w (ip6?t_do_table|ipv[46]_conntrack_in)\b", re.MULTILINE)
@@ -30,8 +31,14 @@ class Generation:
 def netfilter_hooks() -> Mapping[str, int]:
     """Kernel addresses of hook functions of legacy tables and conntrack, absent ones left out.
 
-    Read anew for every program: modules come, go, and come back elsewhere.
+    Modules come, go, and come back elsewhere: their list, which has their addresses, says when.
     """
+    modules = Path("/proc/modules")
+    return _hooks_among(modules.read_bytes() if modules.exists() else b"")
+
+
+@lru_cache(maxsize=1)
+def _hooks_among(_modules: bytes) -> Mapping[str, int]:
     symbols = Path("/proc/kallsyms").read_bytes()
     found = {match[2].decode(): int(match[1], 16) for match in _HOOK.finditer(symbols)}
     return {name: address for name, address in found.items() if address}

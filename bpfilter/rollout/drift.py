@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from bpfilter.rollout import ours
 
+_COMMENT = re.compile(r"^#.*\n?", re.MULTILINE)
+"""iptables-save writes the time into its comments."""
 _COUNTERS = re.compile(r"(?:^\[\d+:\d+\] | \[\d+:\d+\]$)")
 
 
@@ -43,8 +46,8 @@ class Fingerprint:
 
     @classmethod
     def of(cls, save: str) -> Fingerprint:
-        """The fingerprint of iptables-save text, with or without counters."""
-        return cls(_digest(ours.strip(save)), _digest(save))
+        """The fingerprint of iptables-save text, with or without counters or comments."""
+        return _fingerprint(_COMMENT.sub("", save))
 
     def drift(self, save: str) -> Drift:
         """Compare the present save text with this fingerprint."""
@@ -53,6 +56,12 @@ class Fingerprint:
         return Drift(changed, now.whole != self.whole and not changed)
 
 
+@lru_cache(maxsize=8)
+def _fingerprint(save: str) -> Fingerprint:
+    """Kept for the texts that the daemon sees again every second: one per family and backend."""
+    return Fingerprint(_digest(ours.strip(save)), _digest(save))
+
+
 def _digest(save: str) -> str:
-    lines = (_COUNTERS.sub("", line) for line in save.splitlines() if not line.startswith("#"))
+    lines = (_COUNTERS.sub("", line) for line in save.splitlines())
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

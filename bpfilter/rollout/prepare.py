@@ -34,6 +34,9 @@ from bpfilter.ruleset.read import read_text
 OUTPUT = ("filter", "OUTPUT")
 LIVE_CHAINS = (("filter", "INPUT"), ("filter", "FORWARD"), OUTPUT)
 
+_FEW = 1000
+"""Packets that rank the residual functions; the proof lists them all, where it comes so far."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -240,8 +243,10 @@ def _plan(
     if last is not None and last[0] == digest:
         return last[1:]
     ruleset = _read(tables, save)
-    plan = compile_ruleset(ruleset, reached)
+    plan = compile_ruleset(ruleset, reached, budget=_FEW)
     proven = {key: _proven(ruleset, chain, force) for key, chain in plan.chains.items()}
+    if not all(proof.listed for proof in proven.values()):
+        plan = compile_ruleset(ruleset, reached)
     plan = with_proven_functions(plan, proven)
     known.plans[tables.family] = (digest, plan, list(proven.values()))
     return plan, list(proven.values())
