@@ -22,7 +22,7 @@ MINUTES ?= 2
 ARGS ?=
 
 .PHONY: help setup system templates demo test lint format bench fuzz soak chaos edits leak
-.PHONY: guests wheel lock clean
+.PHONY: guests man wheel lock clean
 
 help:
 	@echo 'make setup      system packages (as root), .venv, BPF templates; quick when done'
@@ -38,6 +38,7 @@ help:
 	@echo 'make leak N=500 cycles up and down per backend: nothing may stay, nothing may grow'
 	@echo 'make guests     other kernels under QEMU: tests of what this one lacks; minutes'
 	@echo 'make templates  compiles bpf_templates/ into $(TEMPLATES)/'
+	@echo 'make man        man pages and shell completions into build/share/'
 	@echo 'make wheel      dist/bpfilter-*.whl with the compiled templates'
 	@echo 'make lock       writes requirements.lock anew'
 
@@ -105,7 +106,11 @@ leak: setup
 guests: setup
 	@$(BIN)/python -m tests.guest $(ARGS)
 
-wheel: setup
+# Under build/share as they belong under /usr/share; the wheel and the package install them.
+man: setup
+	$(BIN)/python scripts/man_pages.py build/share
+
+wheel: setup man
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 lock:
