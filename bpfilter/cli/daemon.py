@@ -38,7 +38,8 @@ _TOLD = threading.Event()
 
 def daemon_command(
     interface: Annotated[
-        list[str], typer.Option("--interface", "-i", help="Interface to attach to; repeatable.")
+        list[str],
+        typer.Option("--interface", "-i", help="Interface, pattern or auto; repeatable."),
     ],
     stage: Annotated[Stage, typer.Option(help="How far to go.")] = Stage.SHADOW,
     backend: Annotated[Backend | None, typer.Option(help="Default: the one with rules.")] = None,

@@ -19,6 +19,7 @@ from bpfilter.report.terminal import terminal
 from bpfilter.rollout.asking import ask
 from bpfilter.rollout.early import EarlyRequest, require_conditions
 from bpfilter.rollout.goal import Goal, Policy
+from bpfilter.rollout.interfaces import within
 from bpfilter.rollout.journal import Stage, running, state_directory
 from bpfilter.rollout.management import own_connections, protected
 from bpfilter.rollout.prepare import prepare
@@ -28,7 +29,8 @@ from bpfilter.ruleset.model import Backend
 
 def deploy_command(
     interface: Annotated[
-        list[str] | None, typer.Option("--interface", "-i", help="Interface; repeatable.")
+        list[str] | None,
+        typer.Option("--interface", "-i", help="Name, pattern (eth*) or auto; repeatable."),
     ] = None,
     stage: Annotated[Stage, typer.Option(help="How far to go.")] = Stage.SHADOW,
     backend: Annotated[Backend | None, typer.Option(help="Default: the one with rules.")] = None,
@@ -122,8 +124,9 @@ def deploy_command(
     Goal.of(wanted)
     drops = EarlyRequest.parse(early, xdp or (), interface or (), accept_sockets)
     present = running(directory)
+    chosen: tuple[str, ...] = ()
     if interface and present is None:
-        scope.attached(interface)
+        chosen = tuple(within(interface, scope))
     if dry_run:
         if not interface:
             raise UsageError("--interface is missing", hint="name the interface to attach to")
@@ -141,7 +144,7 @@ def deploy_command(
         words += ["--backend", backend] if backend is not None else []
         words += ["--probe", probe] if probe is not None else []
         if drops is not None:
-            require_conditions(interface, drops)
+            require_conditions(chosen, drops)
             for sentence in drops.notices():
                 console.print(f"[cyan]notice[/] {sentence}")
             words += drops.words

@@ -13,6 +13,7 @@ from rich.table import Table
 from bpfilter.errors import RolloutError
 from bpfilter.rollout import host
 from bpfilter.rollout.asking import log_of, start_daemon
+from bpfilter.rollout.interfaces import resolve, survey
 from bpfilter.rollout.journal import Journal, Stage, running
 from bpfilter.rollout.management import Connection, losses
 from bpfilter.rollout.mark import choose, ruleset_uses
@@ -74,6 +75,7 @@ def show(
     operator: Sequence[Connection],
 ) -> None:
     """What deploying would mean; changes nothing."""
+    links = tuple(resolve(interfaces))
     table = Table("family", "chain", "entries", "residual functions", "proof", box=None)
     for plan, chain in prepared.chains():
         table.add_row(
@@ -83,16 +85,20 @@ def show(
             str(len(chain.functions)),
             "holds",
         )
-    console.print(f"{stage} on {', '.join(interfaces)}, iptables-{prepared.backend}")
+    console.print(f"{stage} on {', '.join(links)}, iptables-{prepared.backend}")
     console.print(table)
-    obstacles = [o for name in interfaces for o in host.link_obstacles(name)]
+    around = Table("interface", "kind", "what programs do there, and why", box=None)
+    for each in survey():
+        around.add_row(each.name, each.kind, each.why)
+    console.print(around)
+    obstacles: tuple[host.Obstacle, ...] = ()
     if stage.decides:
-        obstacles += host.host_obstacles()
+        obstacles = host.host_obstacles()
         mark = choose((*ruleset_uses(prepared.rulesets.values()), *host.mark_uses()))
         console.print(f"mark field {mark.mask:#010x}, {len(prepared.image.codes)} codes")
         for sentence in prepared.notices():
             console.print(f"[cyan]notice[/] {sentence}")
-        for loss in losses(prepared, operator, interfaces):
+        for loss in losses(prepared, operator, links):
             console.print(f"[red]lockout[/] {loss}")
     for obstacle in obstacles:
         console.print(f"[red]obstacle[/] {obstacle.what}\n  hint: {obstacle.hint}")

@@ -107,6 +107,21 @@ def _tcx(index: int, name: str) -> Iterator[Attached]:
         yield Attached(name, index, _program_name(number), link, number=number)
 
 
+def tcx_revision(index: int) -> int | None:
+    """Changes whenever somebody attaches or detaches at an interface's tcx ingress.
+
+    None where the interface is gone or the kernel has no tcx (before 6.6).
+    """
+    query = _Query(target=index, attach_type=BPF_TCX_INGRESS)
+    try:
+        bpf(_PROG_QUERY, query, f"ask for the programs at interface {index}")
+    except KernelCallFailed as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENODEV):
+            return None
+        raise
+    return int(query.revision)
+
+
 def _program_name(number: int) -> str:
     descriptor = bpf(_PROG_GET_FD_BY_ID, _Id(id=number), f"open program {number}")
     try:

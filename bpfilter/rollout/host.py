@@ -55,10 +55,11 @@ def _tool(*words: str) -> subprocess.CompletedProcess[str] | None:
 
 def mark_uses() -> tuple[MarkUse, ...]:
     """Users of the mark outside of iptables: routing, IPsec, sets, native nft tables."""
-    return (*_routing_rules(), *_xfrm_marks(), *_set_marks(), *_nft_marks(native_nft()))
+    return (*routing_marks(), *xfrm_marks(), *_set_marks(), *_nft_marks(native_nft()))
 
 
-def _routing_rules() -> Iterator[MarkUse]:
+def routing_marks() -> Iterator[MarkUse]:
+    """Marks that `ip rule` looks at."""
     with IPRoute() as ipr:
         for family in (socket.AF_INET, socket.AF_INET6):
             for rule in ipr.get_rules(family=family):
@@ -68,7 +69,8 @@ def _routing_rules() -> Iterator[MarkUse]:
                     yield MarkUse(bits, f"ip rule {rule.get_attr('FRA_PRIORITY')} fwmark")
 
 
-def _xfrm_marks() -> Iterator[MarkUse]:
+def xfrm_marks() -> Iterator[MarkUse]:
+    """Marks that IPsec states and policies look at."""
     for kind in ("state", "policy"):
         done = _tool("ip", "xfrm", kind)
         for value, mask in re.findall(
@@ -160,7 +162,7 @@ def _tracks(rule: Rule) -> bool:
 
 def host_obstacles() -> tuple[Obstacle, ...]:
     """Obstacles that concern the whole network namespace."""
-    return (*_clock(), *_nft_obstacles(native_nft()), *_xfrm_obstacles(), *_bridges())
+    return (*_clock(), *_nft_obstacles(native_nft()), *xfrm_obstacles(), *bridge_obstacles())
 
 
 def _clock() -> Iterator[Obstacle]:
@@ -189,7 +191,8 @@ def _nft_obstacles(objects: Sequence[Any]) -> Iterator[Obstacle]:
             )
 
 
-def _xfrm_obstacles() -> Iterator[Obstacle]:
+def xfrm_obstacles() -> Iterator[Obstacle]:
+    """IPsec states."""
     done = _tool("ip", "xfrm", "state")
     if done is not None and done.stdout.strip():
         yield Obstacle(
@@ -198,7 +201,8 @@ def _xfrm_obstacles() -> Iterator[Obstacle]:
         )
 
 
-def _bridges() -> Iterator[Obstacle]:
+def bridge_obstacles() -> Iterator[Obstacle]:
+    """Bridges whose frames pass iptables."""
     switches = [Path(f"/proc/sys/net/bridge/bridge-nf-call-ip{v}tables") for v in ("", "6")]
     if not any(switch.exists() and switch.read_text().strip() != "0" for switch in switches):
         return
@@ -224,10 +228,11 @@ def link_obstacles(name: str) -> tuple[Obstacle, ...]:
     link = next((entry for entry in links if entry.get_attr("IFLA_IFNAME") == name), None)
     if link is None:
         return (Obstacle(f"there is no interface {name}", "see `ip link`"),)
-    return tuple(_link_findings(name, link, links))
+    return tuple(link_findings(name, link, links))
 
 
-def _link_findings(name: str, link: Any, links: Sequence[Any]) -> Iterator[Obstacle]:
+def link_findings(name: str, link: Any, links: Sequence[Any]) -> Iterator[Obstacle]:
+    """Obstacles on one link of a dump of all links."""
     if link["ifi_type"] != _ARPHRD_ETHER:
         yield Obstacle(f"{name} is not an Ethernet interface", "attach Ethernet interfaces only")
     if _kind(link) == "vrf":

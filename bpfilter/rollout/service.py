@@ -7,22 +7,22 @@ generations; iptables decides alone meanwhile. Requests of the command line come
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 
 from bpfilter.errors import BpfilterError, RolloutError
 from bpfilter.rollout import detail
-from bpfilter.rollout.changes import Changes
 from bpfilter.rollout.comparison import Comparison, Mechanism
 from bpfilter.rollout.gates import Gate, judge
 from bpfilter.rollout.goal import Goal, Policy
 from bpfilter.rollout.guards import Probe
+from bpfilter.rollout.interfaces import follows
 from bpfilter.rollout.journal import Answer, Asked, Journal, Stage
 from bpfilter.rollout.lease import RENEW_SECONDS, SECOND
 from bpfilter.rollout.management import refuse_losses
 from bpfilter.rollout.notices import refilled
-from bpfilter.rollout.pace import Pace
+from bpfilter.rollout.pace import FIRST, Pace
 from bpfilter.rollout.prepare import Prepared
 from bpfilter.rollout.record import boot_id
 from bpfilter.rollout.stages import Report, Request, Rollout
@@ -30,13 +30,17 @@ from bpfilter.rollout.status import STATUS, Situation, document
 from bpfilter.rollout.teardown import teardown
 from bpfilter.rollout.trouble import Cause, Trouble
 from bpfilter.rollout.waivers import still_meant
+from bpfilter.rollout.watch import Event, Kind, Watcher
 from bpfilter.ruleset.model import Backend
 
 POLL_SECONDS = 0.1
 """How often requests and the kernel's own generation of the rules are looked at."""
 
 NOTICE_SECONDS = 0.25
-"""Between two looks at the host that notices of the kernel cause."""
+"""Between two full looks at everything that events of the kernel cause."""
+
+_SLICES = 5
+"""So often within POLL_SECONDS the daemon sees whether the kernel has told something."""
 
 CONFIRMED, PENDING = "confirmed", "pending"
 _ENDS = (Cause.MISMATCH, Cause.LOST, Cause.PROBE)
@@ -73,14 +77,14 @@ def serve(request: Request, goal: Goal, journal: Journal, report: Report, wait: 
     Raises what prevents the first start, Unconfirmed and GuardTripped, all rolled back; later
     troubles are reported and retried. Every ending is an event of the journal.
     """
-    with Rollout(request, journal, report) as rollout:
-        service = Service(rollout, goal, journal, report)
+    with Watcher() as watcher, Rollout(request, journal, report) as rollout:
+        service = Service(rollout, goal, journal, report, watcher)
         try:
             service.begin()
             while True:
                 if (ending := service.step()) is not None:
                     return ending
-                if wait(POLL_SECONDS):
+                if _rest(watcher, wait):
                     journal.event(Cause.STOPPED, "bpfilterd was told to stop")
                     return Ending.STOPPED
         except BpfilterError as error:
@@ -90,14 +94,26 @@ def serve(request: Request, goal: Goal, journal: Journal, report: Report, wait: 
             service.close()
 
 
+def _rest(watcher: Watcher, wait: Wait) -> bool:
+    for _ in range(_SLICES):
+        if wait(POLL_SECONDS / _SLICES):
+            return True
+        if watcher.pending():
+            break
+    return False
+
+
 class Service:
     """One rollout and its goal; `step` is to be called a few times a second."""
 
-    def __init__(self, rollout: Rollout, goal: Goal, journal: Journal, report: Report) -> None:
+    def __init__(
+        self, rollout: Rollout, goal: Goal, journal: Journal, report: Report, watcher: Watcher
+    ) -> None:
         self.rollout = rollout
         self.goal = goal
         self._journal = journal
         self._say = report
+        self._watcher = watcher
         self._pace = Pace()
         command = rollout.request.guards.probe
         self._probe = None if command is None else Probe(command)
@@ -105,8 +121,8 @@ class Service:
         self._suspended: Trouble | None = None
         self._deadline: int | None = None
         self._started = self._held = self._is_confirmed = False
-        self._next_tick = self._not_before = self._noticed = 0.0
-        self._changes = Changes()
+        self._next_tick = self._not_before = self._ticked = 0.0
+        self._follows = follows(rollout.request.interfaces)
         self._waivers = goal.waivers
 
     def begin(self) -> None:
@@ -151,7 +167,6 @@ class Service:
     def close(self) -> None:
         """End what runs beside the loop; whoever deploys next has to confirm again."""
         self._journal.put(CONFIRMED, None)
-        self._changes.close()
         if self._probe is not None:
             self._probe.close()
 
@@ -163,6 +178,9 @@ class Service:
         now = time.monotonic()
         if self.rollout.stage is Stage.OFF and self._overdue():
             raise _unconfirmed()
+        self._watcher.watch(self.rollout.links.values())
+        events = self._watcher.drain()
+        self._react(events, now)
         if now < self._not_before or self._held:
             return None
         try:
@@ -170,8 +188,11 @@ class Service:
                 self._climb()
             elif self._suspended is not None:
                 self._follow()
-            elif self._changed(now) or now >= self._next_tick or self.rollout.edited():
-                self._next_tick = now + RENEW_SECONDS
+            elif (trouble := self.rollout.noticed(events)) is not None:
+                self._handle(trouble)
+                self._publish()
+            elif now >= self._next_tick or self.rollout.edited():
+                self._next_tick, self._ticked = now + RENEW_SECONDS, now
                 self._tick()
         except (Unconfirmed, GuardTripped):
             raise
@@ -182,13 +203,17 @@ class Service:
             self._pause(None, f"still off: {error.message}")
         return None
 
-    def _changed(self, now: float) -> bool:
-        """Whether the host changed; at most four times a second, for a look costs something."""
-        if now < self._noticed + NOTICE_SECONDS or not self._changes.noticed():
-            return False
-        self._noticed = now
-        self.rollout.look_again()
-        return True
+    def _react(self, events: Sequence[Event], now: float) -> None:
+        """Bring forward what these events make worth a look."""
+        rollout = self.rollout
+        kinds = {event.kind for event in events}
+        near = any(event.concerns(rollout.links.values()) for event in events)
+        if kinds and (near or self._follows):
+            rollout.look_again()
+            self._next_tick = min(self._next_tick, self._ticked + NOTICE_SECONDS)
+        suspended = self._suspended is not None and self._suspended.cause is Cause.HOST
+        if Kind.LINK in kinds and (suspended or rollout.stage is Stage.OFF):
+            self._not_before = min(self._not_before, now + FIRST)
 
     def _overdue(self) -> bool:
         return self._deadline is not None and time.monotonic_ns() >= self._deadline
@@ -221,7 +246,7 @@ class Service:
         if not goal.accept_reset:
             _refuse_resets(prepared)
         if not goal.accept_lockout:
-            refuse_losses(prepared, goal.operator, self.rollout.request.interfaces)
+            refuse_losses(prepared, goal.operator, tuple(self.rollout.links))
 
     def _tick(self) -> None:
         deciding = self.rollout.stage.decides

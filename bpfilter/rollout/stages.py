@@ -2,16 +2,15 @@
 
 Guarantees: the original rules are never edited; iptables decides whenever we do not; no step
 leaves a packet without a judge. Every change of what is loaded goes the same way: the lease is
-revoked, so that iptables decides alone; new maps and programs are loaded; the dispatch chains are
-put in place (nothing is marked meanwhile); the links change to the new program; then a new lease
-lets it decide. Rolling back: the reverse. A stage that nobody confirms ends in the kernel, by its
-lease, even if this process is dead.
+revoked, so that iptables decides alone; maps and programs are loaded; the dispatch chains are put
+in place (nothing is marked meanwhile); the links change to the new program; a new lease lets it
+decide. Rolling back: the reverse. A stage that nobody confirms ends in the kernel by its lease.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -20,11 +19,11 @@ from bpfilter.errors import BpfilterError, RolloutError
 from bpfilter.kernel.attach import Attachment
 from bpfilter.kernel.config import Reason
 from bpfilter.kernel.generation import Generation
-from bpfilter.rollout import host, ours, record
-from bpfilter.rollout.checks import drifted, moved_links, obstacles, unfit_links
+from bpfilter.rollout import checks, host, interfaces, ours, record
 from bpfilter.rollout.comparison import Comparison
 from bpfilter.rollout.drift import Fingerprint
 from bpfilter.rollout.early import EarlyDrops
+from bpfilter.rollout.early import Report as Report
 from bpfilter.rollout.install import install
 from bpfilter.rollout.journal import Journal, Stage
 from bpfilter.rollout.lease import Lease
@@ -39,6 +38,7 @@ from bpfilter.rollout.tables import Tables
 from bpfilter.rollout.totals import AllTotals, RuleName
 from bpfilter.rollout.trouble import Cause, Trouble
 from bpfilter.rollout.waivers import Waiver
+from bpfilter.rollout.watch import Event
 from bpfilter.rollout.watching import by_counters
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Ruleset
@@ -46,8 +46,6 @@ from bpfilter.ruleset.model import Ruleset
 _HOST_TICKS = 5
 _GRACE_SECONDS = 0.05
 """Marked packets that are between TC and filter when marking stops get through in this time."""
-
-Report = Callable[[str], None]
 
 
 class Rollout:
@@ -64,7 +62,7 @@ class Rollout:
         self._journal = journal
         self._report = report
         self._program: Program | None = None
-        self._links: Mapping[str, int] = {}
+        self.links: Mapping[str, int] = {}
         self._expected: Mapping[Tables, Fingerprint] = {}
         self._made: Mapping[Tables, Mapping[str, Sequence[str]]] = {}
         self._counted_from: Mapping[Family, Ruleset] = {}
@@ -134,13 +132,15 @@ class Rollout:
         False, with nothing changed, if there is no such thing; an error leaves it off.
         """
         found = Record.read(self._journal)
-        if found is None or found.interfaces != found.scope.attached(self.request.interfaces):
+        if found is None:
             return False
         held = Program.pinned()
         try:
             prepared = self._prepare()
             narrowed = prepared.narrowed(found.scope, found.mark)
-            same = found.describes(prepared, narrowed, held) and not obstacles(found.mark)
+            links = interfaces.within(self.request.interfaces, found.scope)
+            same = found.describes(prepared, narrowed, held) and tuple(links) == found.interfaces
+            same = same and not checks.obstacles(found.mark)
         except BpfilterError:
             same = False
         if not same:
@@ -148,11 +148,11 @@ class Rollout:
                 attachment.close()
             return False
         with self._all_or_nothing():
-            self.prepared, self._links = narrowed, self._interfaces(found.scope)
+            self.prepared, self.links = narrowed, links
             self._expected = prepared.fingerprints
             self._made = {t: ours.contents(t.save()) for t in narrowed.tables.values()}
             self.mark, self.scope = found.mark, found.scope
-            program = self._load(narrowed, self._links, found.mark, found.scope)
+            program = self._load(narrowed, self.links, found.mark, found.scope)
             self._switch(program, held)
             self._begin(found.stage, found.deadline)
         return True
@@ -174,14 +174,21 @@ class Rollout:
                 self._report(sentence)
             self._program.vouch_early()
             self.lease.renew()
-        elif self.lease.held:
-            self._revoke()
-            self._report(f"lease revoked: {reason}")
+        else:
+            self._revoke(reason)
         return reason
 
     def look_again(self) -> None:
         """Something on the host changed: the next tick looks at everything that marks rest on."""
         self._ticks = _HOST_TICKS - 1
+
+    def noticed(self, events: Sequence[Event]) -> Trouble | None:
+        """Revoke the lease at once if these events mean that the program may not go on."""
+        if not events or self._program is None:
+            return None
+        if reason := checks.noticed(events, self.links, self.mark, self._program.foreign):
+            self._revoke(reason)
+        return reason
 
     def edited(self) -> bool:
         """Whether the kernel's rules are of another generation than the program's; quick."""
@@ -287,7 +294,7 @@ class Rollout:
         self._revoke()
         record.forget(self._journal)
         narrowed = prepared if mark is None else prepared.narrowed(scope, mark)
-        links = self._interfaces(scope)
+        links = interfaces.within(self.request.interfaces, scope)
         program = self._load(narrowed, links, mark, scope)
         try:
             self._keep_totals()
@@ -301,7 +308,7 @@ class Rollout:
         except BaseException:
             program.close()
             raise
-        self.prepared, self._links, self.scope = narrowed, links, scope
+        self.prepared, self.links, self.scope = narrowed, links, scope
         self._switch(program, {} if self._program is None else self._program.release())
         self._begin(stage, deadline, confirm_within)
 
@@ -362,7 +369,7 @@ class Rollout:
             self.stage,
             self.scope,
             self.mark,
-            tuple(self._links),
+            tuple(self.links),
             record.wholes(self._expected),
             record.codes_digest(self.prepared),
             self.lease.deadline,
@@ -376,25 +383,17 @@ class Rollout:
         self._journal.set("stage", stage)
         self._report(f"stage {stage}")
 
-    def _interfaces(self, scope: Scope) -> Mapping[str, int]:
-        found = {}
-        for name in scope.attached(self.request.interfaces):
-            for obstacle in host.link_obstacles(name):
-                raise RolloutError(obstacle.what, hint=obstacle.hint)
-            index = host.link_index(name)
-            if index is not None:
-                found[name] = index
-        return found
-
     def _choose_mark(self, prepared: Prepared) -> MarkField:
         if found := host.host_obstacles():
             raise RolloutError(f"cannot enforce: {found[0].what}", hint=found[0].hint)
         return choose((*ruleset_uses(prepared.rulesets.values()), *host.mark_uses()))
 
-    def _revoke(self) -> None:
+    def _revoke(self, why: Trouble | None = None) -> None:
         if self.lease is not None and self.lease.held:
             self.lease.revoke()
             self._revoked = time.monotonic()
+            if why is not None:
+                self._report(f"lease revoked: {why}")
 
     def _settle(self) -> None:
         """Wait until packets that were marked before the lease was revoked are through."""
@@ -419,17 +418,18 @@ class Rollout:
             return Trouble("nothing is loaded", Cause.HOST)
         if self.lease.seconds_left == 0:
             return Trouble("the stage was not confirmed in time", Cause.UNCONFIRMED)
-        if (moved := moved_links(self._links)) is not None:
+        if (moved := checks.links(self.request.interfaces, self.scope, self.links)) is not None:
             return moved
         if not program.attached():
             return Trouble("our program is no longer attached", Cause.HOST)
         program.poll()
         if self.mark is not None and (found := program.inspect(self.request.guards, self.waivers)):
             return found
-        if self.mark is not None and (foreign := program.foreign()):
-            return Trouble(f"foreign {foreign[0]} could forge marks", Cause.HOST)
+        if self.mark is not None and (foreign := checks.foreign_programs(program.foreign())):
+            return foreign
         generation = program.observe()
-        return drifted(self._expected) or self._host_trouble(generation) or self._follow(generation)
+        drifted = checks.drifted(self._expected)
+        return drifted or self._host_trouble(generation) or self._follow(generation)
 
     def _host_trouble(self, generation: Generation) -> Trouble | None:
         """What only matters to marks, looked at now and then and after any edit of rules."""
@@ -437,7 +437,7 @@ class Rollout:
         edited = self._program is not None and generation != self._program.generation
         if self.mark is None or not (edited or self._ticks % _HOST_TICKS == 0):
             return None
-        return unfit_links(self._links) or obstacles(self.mark)
+        return checks.obstacles(self.mark)
 
     def _follow(self, generation: Generation) -> Trouble | None:
         """Accept a generation under which the rules were just found unchanged."""

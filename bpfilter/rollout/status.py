@@ -45,7 +45,7 @@ def document(rollout: Rollout, situation: Situation) -> Mapping[str, Any]:
         "goal": situation.goal.stage,
         "policy": situation.goal.policy,
         "scope": str(rollout.scope),
-        "interfaces": list(rollout.request.interfaces),
+        "interfaces": list(rollout.links or rollout.request.interfaces),
         "suspended": situation.suspended,
         "held": situation.held,
         "next_try_in": pause,

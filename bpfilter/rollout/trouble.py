@@ -11,6 +11,7 @@ class Cause(StrEnum):
     RULESET = "ruleset"  # the rules that were translated are not those that are there
     DISPATCH = "dispatch"  # somebody took our chains or rules away
     HOST = "host"  # interfaces, other programs, mark users, IPsec …
+    LINKS = "links"  # patterns of interface names mean others now
     UNCONFIRMED = "unconfirmed"
     CANCELLED = "cancelled"
     MISMATCH = "mismatch"
