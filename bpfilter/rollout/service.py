@@ -381,6 +381,7 @@ class Service:
         self._journal.set(CONFIRMED, number)
         self._confirmed()
         self._event("confirmed", f"confirmed as {number or '(no id)'}: the stage stays")
+        self._publish()
         return Answer(True, "confirmed: the stage stays")
 
     def _new_goal(self, asked: Asked) -> Answer:
@@ -397,6 +398,7 @@ class Service:
         self.rollout.waivers = goal.waivers
         self._held = self._is_confirmed = False
         self._not_before = 0.0
+        self._publish()
         return Answer(True, f"on the way to stage {goal.stage}")
 
     def _publish(self) -> None:
