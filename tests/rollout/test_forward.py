@@ -181,3 +181,35 @@ def test_a_docker_host_answers_as_with_plain_iptables_in_every_stage(
             with entered(router.router):
                 rollout.rollback()
         assert answers(router, plain) == plain
+
+
+@BACKENDS
+def test_forwarding_that_is_switched_off_and_on_again(
+    router: Router, backend: Backend, journal: Journal
+) -> None:
+    for family in Family:
+        router.restore(backend, family, docker(family))
+    request = Request(("r0", "br0"), backend, lease_seconds=50.0)
+    routed = trials(router, Family.IPV4)
+
+    def fates(wait: float = REFUSED) -> list[bool]:
+        return [routed[name](wait) for name in ("routed office", "routed blocked", "local")]
+
+    with (
+        Echo(router.router, PORTS),
+        Echo(router.container, PORTS),
+        entered(router.router),
+        Rollout(request, journal, lambda _line: None) as rollout,
+    ):
+        rollout.shadow()
+        rollout.enforce()
+        assert fates(TRIED) == [True, False, True]
+        for _ in range(2):
+            router.sysctl(router.router, "net.ipv4.ip_forward=0")
+            assert fates() == [False, False, True]
+            assert rollout.tick() is None
+            assert fates() == [False, False, True]
+            router.sysctl(router.router, "net.ipv4.ip_forward=1")
+            assert fates(TRIED) == [True, False, True]
+            assert rollout.tick() is None
+            assert fates(TRIED) == [True, False, True]
