@@ -115,8 +115,12 @@ async def ready(request: Request) -> PlainTextResponse:
 @_reading.get("/metrics", operation_id="metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> PlainTextResponse:
     """Prometheus metrics; no label holds an address."""
-    found = await asyncio.to_thread(_keeper(request).deployment)
-    return PlainTextResponse(exposition(found.document), media_type="text/plain; version=0.0.4")
+    keeper = _keeper(request)
+    found = await asyncio.to_thread(keeper.deployment)
+    kinds = [event.kind for _, event in await asyncio.to_thread(keeper.events)]
+    return PlainTextResponse(
+        exposition(found.document, kinds), media_type="text/plain; version=0.0.4"
+    )
 
 
 @_reading.get("/host", operation_id="getHost")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -10,10 +11,11 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from bpfilter.rollout.journal import Stage
+from bpfilter.rollout.trouble import Cause
 
 
-def exposition(status: Mapping[str, Any]) -> str:
-    """The text that Prometheus scrapes."""
+def exposition(status: Mapping[str, Any], events: Iterable[str] = ()) -> str:
+    """The text that Prometheus scrapes; `events`: the kinds of those that the journal keeps."""
     registry = CollectorRegistry()
     running = Gauge("bpfilter_daemon_running", "Whether bpfilterd runs.", registry=registry)
     running.set(status["running"])
@@ -32,15 +34,16 @@ def exposition(status: Mapping[str, Any]) -> str:
     )
     if status.get("confirm"):
         confirm.labels("yes").set(status["confirm"]["seconds"])
-    registry.register(_Counted(status))
+    registry.register(_Counted(status, Counter(events)))
     return generate_latest(registry).decode()
 
 
 class _Counted(Collector):
     """Counters that the daemon keeps; they start anew with a new generation."""
 
-    def __init__(self, status: Mapping[str, Any]) -> None:
+    def __init__(self, status: Mapping[str, Any], events: Mapping[str, int]) -> None:
         self._status = status
+        self._events = events
 
     def collect(self) -> list[CounterMetricFamily]:
         decided = CounterMetricFamily(
@@ -52,4 +55,16 @@ class _Counted(Collector):
         )
         for reason, count in (self._status.get("punted") or {}).items():
             punted.add_metric([reason], count)
-        return [decided, punted]
+        compared = self._status.get("comparison") or {}
+        judged = CounterMetricFamily(
+            "bpfilter_compared_packets", "Predictions that were compared with iptables."
+        )
+        judged.add_metric([], compared.get("compared", 0))
+        unlike = CounterMetricFamily(
+            "bpfilter_mismatched_packets", "Packets that iptables judged unlike their prediction."
+        )
+        unlike.add_metric([], compared.get("mismatches", 0))
+        events = CounterMetricFamily("bpfilter_events", "Events of the journal.", labels=["kind"])
+        for kind in sorted({*self._events, *Cause}):
+            events.add_metric([kind], self._events.get(kind, 0))
+        return [decided, punted, judged, unlike, events]
