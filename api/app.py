@@ -25,8 +25,14 @@ from bpfilter.api.keeper import Deployment, Keeper
 from bpfilter.api.metrics import exposition
 from bpfilter.api.operations import Operation, Operations
 from bpfilter.api.problems import ApiError, Problem
-from bpfilter.api.schemas import DeploymentRequest, DiffRequest, Identity, PlanRequest
-from bpfilter.api.work import compared, goal_of, live_ruleset, planned
+from bpfilter.api.schemas import (
+    DeploymentRequest,
+    DiffRequest,
+    ExplainRequest,
+    Identity,
+    PlanRequest,
+)
+from bpfilter.api.work import compared, explained, goal_of, live_ruleset, planned
 from bpfilter.rollout.doctor import examine
 from bpfilter.rollout.journal import Stage
 from bpfilter.ruleset.fields import Family
@@ -162,6 +168,13 @@ async def create_plan(request: Request, wanted: PlanRequest) -> JSONResponse:
 async def create_diff(request: Request, wanted: DiffRequest) -> JSONResponse:
     """Which packets two rulesets treat differently; follow the operation for the answer."""
     operation = request.app.state.operations.start("diff", lambda say: compared(wanted, say))
+    return _accepted(operation)
+
+
+@_reading.post("/explain", operation_id="createExplanation", status_code=HTTPStatus.ACCEPTED)
+async def create_explanation(request: Request, wanted: ExplainRequest) -> JSONResponse:
+    """One packet's way through the rules and the program; follow the operation."""
+    operation = request.app.state.operations.start("explain", lambda say: explained(wanted, say))
     return _accepted(operation)
 
 

@@ -38,6 +38,21 @@ class DiffRequest(_Request):
     backend: Backend | None = None
 
 
+class ExplainRequest(_Request):
+    """One packet in the words of `bpfilter explain`, against live rules or `ruleset`'s text."""
+
+    protocol: Annotated[str, Field(max_length=40)]
+    source: Annotated[str, Field(max_length=100)]
+    destination: Annotated[str, Field(max_length=100)]
+    in_interface: Interface | None = None
+    out_interface: Interface | None = None
+    chain: Literal["INPUT", "FORWARD", "OUTPUT", "PREROUTING"] | None = None
+    flags: Annotated[str, Field(max_length=100)] | None = None
+    icmp_type: Annotated[str, Field(max_length=100)] | None = None
+    ruleset: Text | None = None
+    backend: Backend | None = None
+
+
 class CanaryRequest(_Request):
     """What the canary stage decides; all conditions together."""
 

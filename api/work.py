@@ -8,13 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from bpfilter.analysis.difference import HOOKS, compare
-from bpfilter.api.schemas import DeploymentRequest, DiffRequest, PlanRequest
+from bpfilter.analysis.explain import explain
+from bpfilter.api.schemas import DeploymentRequest, DiffRequest, ExplainRequest, PlanRequest
 from bpfilter.errors import RolloutError
+from bpfilter.report.asked import asked_packet
 from bpfilter.report.difference import difference_document
+from bpfilter.report.explain import explanation_document
 from bpfilter.report.making import make_document
+from bpfilter.rollout.live import read_operators
 from bpfilter.rollout.management import protected
 from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.live import read_live
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_text
 
@@ -24,7 +27,7 @@ Say = Callable[[str], None]
 
 def live_ruleset(family: Family, backend: Backend | None = None) -> Ruleset:
     """The live rules of one family; LiveReadError if they cannot be read whole."""
-    return read_live(family, backend)
+    return read_operators(family, backend)
 
 
 def planned(wanted: PlanRequest, say: Say) -> dict[str, Any]:
@@ -52,6 +55,24 @@ def compared(wanted: DiffRequest, say: Say) -> dict[str, Any]:
         if difference is not None:
             found.append(difference)
     return difference_document(old, new, found)
+
+
+def explained(wanted: ExplainRequest, say: Say) -> dict[str, Any]:
+    """A packet's way through the rules and through the program."""
+    question = asked_packet(
+        wanted.protocol,
+        wanted.source,
+        wanted.destination,
+        chain=wanted.chain,
+        in_interface=wanted.in_interface or "",
+        out_interface=wanted.out_interface or "",
+        flags=wanted.flags,
+        icmp=wanted.icmp_type,
+    )
+    say("reading the ruleset")
+    source = _ruleset(wanted.ruleset, question.family, wanted.backend, "request")
+    say("explaining")
+    return explanation_document(explain(source, question))
 
 
 def _ruleset(

@@ -181,3 +181,20 @@ def test_who_has_no_role_may_not_even_look(net: Net, tmp_path: Path) -> None:
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert json.loads(done.stdout) == [200, 403, 403], done.stderr
+
+
+def test_a_packet_is_explained_against_live_rules_and_text(net: Net, tmp_path: Path) -> None:
+    load(net, Backend.NFT)
+    words = {"protocol": "udp", "source": "10.99.1.2:5", "destination": "10.99.1.1:4001"}
+    with serving(net, tmp_path) as client:
+        empty = "*filter\n:INPUT DROP [0:0]\nCOMMIT\n"
+        for extra, last in (({}, "SERVICES"), ({"ruleset": empty}, "INPUT")):
+            started = client.post("/v1/explain", json={**words, **extra})
+            assert started.status_code == 202
+            found: dict[str, Any] = {"state": "waiting"}
+            end = time.monotonic() + 60
+            while found["state"] not in ("done", "failed") and time.monotonic() < end:
+                found = client.get(started.headers["Location"]).json()
+                time.sleep(0.05)
+            steps = found["result"]["paths"][0]["iptables"]["steps"]
+            assert steps[-1]["chain"] == last and found["result"]["agree"]
