@@ -70,7 +70,7 @@ enum trace_mode {
 };
 
 /* Bits of config.early. */
-#define EARLY_DROPS  1 /* the generation covers the tables on PRE_ROUTING too */
+#define EARLY_DROPS  1 /* programs that drop early share this one's maps */
 #define EARLY_LOOKUP 2 /* the kernel can be asked for conntrack entries */
 
 /* Bits of runtime.early. */
@@ -175,6 +175,7 @@ struct config {
 	__u32 scope_share;   /* of 65536 flows that may be decided; 0: all */
 	__u32 scope_sources; /* only packets from the networks of `scope` may be decided */
 	__u32 early;	     /* EARLY_… */
+	__u32 raw_tables;    /* the generation covers the legacy tables on PRE_ROUTING too */
 	__u32 summary_words; /* of every row */
 	__u32 stripes;	     /* block references of every row */
 	__u32 narrow;	     /* references are u16, else u32 */

@@ -128,11 +128,11 @@ static __always_inline void observe_network(struct net *net, struct generation *
 		g->legacy[1] = legacy_generation(net->nf.hooks_ipv6[NF_LOCAL_IN],
 						 config.legacy_hook6, run);
 	/* raw is not on LOCAL_IN. */
-	if (config.early && which != FAMILY_IPV6)
+	if (config.raw_tables && which != FAMILY_IPV6)
 		g->legacy[0] = g->legacy[0] * 0x9e3779b97f4a7c15ull +
 			       legacy_generation(net->nf.hooks_ipv4[NF_PRE_ROUTING],
 						 config.legacy_hook4, run);
-	if (config.early && which != FAMILY_IPV4)
+	if (config.raw_tables && which != FAMILY_IPV4)
 		g->legacy[1] = g->legacy[1] * 0x9e3779b97f4a7c15ull +
 			       legacy_generation(net->nf.hooks_ipv6[NF_PRE_ROUTING],
 						 config.legacy_hook6, run);

@@ -149,6 +149,7 @@ class Config(ctypes.Structure):
                 "scope_share",
                 "scope_sources",
                 "early",
+                "raw_tables",
                 "summary_words",
                 "stripes",
                 "narrow",

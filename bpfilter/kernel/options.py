@@ -42,6 +42,7 @@ class Options:
     `generation`: decide only under a lease, only while the rules are as set.
     `scope_share`: decide only so many of 65536 flows, both directions alike (0: all);
     `scope_sources`: only packets from these networks (none given: from all).
+    `raw_tables`: the generation covers legacy tables that INPUT does not have, as raw.
     `early`: as the early profile needs it, also for a classifier that shares its maps.
     `raw_entries`: of each chain of an early image, see `EarlyChain`. `shared`: maps of another
     program, by name, that this one uses as well. The program of LOCAL_OUT decides if it has a
@@ -66,6 +67,7 @@ class Options:
     room: int = 8192
     template: Template = Template.CLASSIFIER
     early: Early = NOT_EARLY
+    raw_tables: bool = False
     raw_entries: Mapping[tuple[Family, str], int] = field(default_factory=dict)
     shared: Mapping[str, int] = field(default_factory=dict)
 
@@ -91,6 +93,7 @@ def config_of(options: Options) -> Config:
         shadow_share=_share(options.shadow_share),
         verify_share=_share(options.verify_share),
         early=options.early,
+        raw_tables=options.raw_tables or bool(options.early),
         iterations=ITERATIONS,
         legacy_hook4=hooks.get("ipt_do_table", 0),
         legacy_hook6=hooks.get("ip6t_do_table", 0),

@@ -80,6 +80,7 @@ def drifted(expected: Mapping[Tables, Fingerprint]) -> Trouble | None:
         drift = fingerprint.drift(tables.save())
         if drift:
             cause = Cause.RULESET if drift.ruleset else Cause.DISPATCH
+            cause = Cause.MARKS if drift.marks else cause
             return Trouble(f"{tables.family} iptables-{tables.backend} {drift}", cause)
     return None
 

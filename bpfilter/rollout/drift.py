@@ -15,6 +15,7 @@ from bpfilter.rollout import ours
 
 _COMMENT = re.compile(r"^#.*\n?", re.MULTILINE)
 """iptables-save writes the time into its comments."""
+_WRITES_MARKS = re.compile(r"-j (?:MARK|CONNMARK|HMARK)\b")
 _COUNTERS = re.compile(r"(?:^\[\d+:\d+\] | \[\d+:\d+\]$)")
 
 
@@ -24,6 +25,8 @@ class Drift:
 
     ruleset: bool
     dispatch: bool
+    marks: bool = False
+    """A rule that may write marks, ours among them, is new."""
 
     def __bool__(self) -> bool:
         return self.ruleset or self.dispatch
@@ -43,6 +46,8 @@ class Fingerprint:
 
     ruleset: str
     whole: str
+    writers: frozenset[str] = frozenset()
+    """The operator's rules that write marks of packets, in iptables-save's words."""
 
     @classmethod
     def of(cls, save: str) -> Fingerprint:
@@ -53,13 +58,17 @@ class Fingerprint:
         """Compare the present save text with this fingerprint."""
         now = Fingerprint.of(save)
         changed = now.ruleset != self.ruleset
-        return Drift(changed, now.whole != self.whole and not changed)
+        dispatch = now.whole != self.whole and not changed
+        return Drift(changed, dispatch, marks=bool(now.writers - self.writers))
 
 
 @lru_cache(maxsize=8)
 def _fingerprint(save: str) -> Fingerprint:
     """Kept for the texts that the daemon sees again every second: one per family and backend."""
-    return Fingerprint(_digest(ours.strip(save)), _digest(save))
+    stripped = ours.strip(save)
+    plain = (_COUNTERS.sub("", line) for line in stripped.splitlines())
+    writers = frozenset(line for line in plain if _WRITES_MARKS.search(line))
+    return Fingerprint(_digest(stripped), _digest(save), writers)
 
 
 def _digest(save: str) -> str:

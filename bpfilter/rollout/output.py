@@ -59,6 +59,7 @@ class Output:
                         shadow_share=options.shadow_share,
                         verify_share=options.verify_share,
                         early=options.early,
+                        raw_tables=options.raw_tables,
                         template=Template.OUTPUT,
                         shared={name: main.map_fd(name) for name in _SHARED},
                     ),

@@ -27,7 +27,7 @@ class Pace:
 
     def after(self, cause: Cause | None, now: float) -> float:
         """How long to wait after this trouble; None stands for a try that failed."""
-        if cause in (Cause.RULESET, Cause.LINKS):
+        if cause in (Cause.RULESET, Cause.MARKS, Cause.LINKS):
             crowded = len(self._edits) == _AT_ONCE and now - self._edits[0] < _WINDOW_SECONDS
             self._edits.append(now)
             if not crowded:

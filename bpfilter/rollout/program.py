@@ -87,6 +87,7 @@ class Program:
         share: float = 0.0,
         early: EarlyRequest | None = None,
         sure: bool = False,
+        legacy: bool = False,
     ) -> Program:
         """Load for these interfaces (name → index); without a mark field it only counts.
 
@@ -94,7 +95,8 @@ class Program:
         of the generation of this moment. `share` of the packets is compared with iptables'
         verdicts: see `watch`, or `unwatched`, which says why that is impossible here. `early`: as
         `drop_early` shall do it. `sure`: whatever mismatch there is while deciding is an error,
-        so the kernel itself ends the lease with the first.
+        so the kernel itself ends the lease with the first. `legacy`: edits of raw, which legacy
+        iptables does not show at INPUT, are to be noticed as well.
         """
         scope = scope or Scope()
         events = RoutingEvents()
@@ -111,6 +113,7 @@ class Program:
             scope_share=scope.threshold,
             scope_sources=scope.sources,
             early=NOT_EARLY if early is None else Early.DROPS,
+            raw_tables=legacy,
         )
         try:
             classifier = Classifier.load(image, options)

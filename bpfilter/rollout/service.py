@@ -266,7 +266,10 @@ class Service:
             if trouble.cause is Cause.UNCONFIRMED:
                 raise _unconfirmed()
             raise GuardTripped(trouble)
-        if trouble.cause is Cause.RULESET and self.goal.policy is Policy.HOLD:
+        if trouble.cause in (Cause.MARKS, Cause.HOST):
+            # Whoever writes our bits after the program did could forge what the dispatch obeys.
+            self.rollout.step_aside()
+        if trouble.cause in (Cause.RULESET, Cause.MARKS) and self.goal.policy is Policy.HOLD:
             self.rollout.rollback()
             self._held = True
             self._event(trouble.cause, f"{trouble}: off, and held there until `bpfilter deploy`")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 
 from bpfilter.compiler.mark import MarkField
 from bpfilter.errors import BpfilterError, RolloutError
@@ -41,7 +40,7 @@ from bpfilter.rollout.waivers import Waiver
 from bpfilter.rollout.watch import Event
 from bpfilter.rollout.watching import by_counters
 from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.model import Ruleset
+from bpfilter.ruleset.model import Backend, Ruleset
 
 _HOST_TICKS = 5
 _GRACE_SECONDS = 0.05
@@ -75,12 +74,7 @@ class Rollout:
     def __enter__(self) -> Rollout:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self.rollback()
 
     def shadow(self) -> Prepared:
@@ -244,16 +238,20 @@ class Rollout:
         self._revoke()
         record.forget(self._journal)
         try:
-            if self.mark is not None and self.prepared is not None:
-                self._settle()
-                with self._journal.step("remove dispatch"):
-                    for tables in self.prepared.tables.values():
-                        tables.clear()
+            self.step_aside()
         finally:
             self._stop()
             self.mark = None
             if self.stage is not Stage.OFF:
                 self._enter(Stage.OFF)
+
+    def step_aside(self) -> None:
+        """Take our rules away; programs stay loaded. To be called without a lease."""
+        if self.mark is not None and self.prepared is not None:
+            self._settle()
+            with self._journal.step("remove dispatch"):
+                for tables in self.prepared.tables.values():
+                    tables.clear()
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -327,6 +325,7 @@ class Rollout:
                 share=share,
                 early=early,
                 sure=not self.waivers,
+                legacy=prepared.backend is Backend.LEGACY,
             )
         for sentence in program.remarks():
             self._report(sentence)

@@ -9,6 +9,7 @@ class Cause(StrEnum):
     """What ended or suspended a stage."""
 
     RULESET = "ruleset"  # the rules that were translated are not those that are there
+    MARKS = "marks"  # so they are, and a new rule may write our bits of the mark
     DISPATCH = "dispatch"  # somebody took our chains or rules away
     HOST = "host"  # interfaces, other programs, mark users, IPsec …
     LINKS = "links"  # patterns of interface names mean others now

@@ -267,3 +267,28 @@ def xdp_pass() -> int:
     licence = ctypes.create_string_buffer(b"GPL")
     attributes = _Load(6, 2, ctypes.addressof(code), ctypes.addressof(licence))
     return bpf(5, attributes, "load a program that passes everything")
+
+
+@BACKENDS
+@pytest.mark.parametrize("table", ["raw", "mangle"])
+def test_a_rule_that_begins_to_write_our_bits_ends_what_obeys_them(
+    net: Net, backend: Backend, table: str, tmp_path: Path
+) -> None:
+    """It writes behind the program, so no generation that the program sees can help."""
+    tables = load(net, backend)
+
+    def script(journal: Journal) -> Iterator[None]:
+        yield from reached(journal, Stage.ENFORCE)
+        for code in (0x17, 0x5C, 0xE6, 0xFF):
+            script_in(
+                net,
+                f"{tables.prefix} -t {table} -A PREROUTING -p udp --dport 4004"
+                f" -j MARK --set-xmark {code << 24:#x}/0xff000000",
+            )
+            yield from until(lambda: Cause.MARKS in kinds(tmp_path))
+            assert outcome(net, tables)[0] == FATES
+        yield from until(lambda: decided(net, tables) > 0)
+        assert "0xff000000" not in tables.save().partition("*filter")[2].partition("COMMIT")[0]
+        assert outcome(net, tables)[0] == FATES, "decided by other bits"
+
+    assert served(net, tmp_path, ENFORCE, script)[0] is Ending.STOPPED
