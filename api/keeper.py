@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -20,7 +19,7 @@ from bpfilter.api.problems import ApiError
 from bpfilter.rollout.asking import ask, start_daemon
 from bpfilter.rollout.detail import ask_detail
 from bpfilter.rollout.goal import Goal
-from bpfilter.rollout.journal import Answer, Event, Journal, Stage, running
+from bpfilter.rollout.journal import GONE, Answer, Event, Journal, Stage, running
 from bpfilter.rollout.status import STATUS
 
 Document = dict[str, Any]
@@ -89,14 +88,14 @@ class Keeper:
                     for number, event in enumerate(journal.events(), 1)
                     if number > after
                 ]
-        except sqlite3.OperationalError:
+        except GONE:
             return []
 
     def _document(self, name: str) -> Mapping[str, Any]:
         try:
             with Journal(self._directory, create=False) as journal:
                 return journal.document(name) or {}
-        except sqlite3.OperationalError:
+        except GONE:
             return {}
 
 

@@ -8,7 +8,6 @@ other users can see.
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ import typer
 from bpfilter.errors import BpfilterError, UsageError
 from bpfilter.rollout.asking import ask
 from bpfilter.rollout.detail import ask_detail
-from bpfilter.rollout.journal import Journal, Stage, running, state_directory
+from bpfilter.rollout.journal import GONE, Journal, Stage, running, state_directory
 from bpfilter.rollout.status import STATUS
 
 TOKEN = "BPFILTER_TOKEN"
@@ -81,7 +80,7 @@ class Local:
             with Journal(self.directory, create=False) as journal:
                 found = enumerate(journal.events(), 1)
                 return [{"id": n, **asdict(event)} for n, event in found if n > after]
-        except sqlite3.OperationalError:
+        except GONE:
             return []
 
     def confirm(self, identity: str) -> str:
@@ -98,7 +97,7 @@ def read_status(directory: Path) -> Mapping[str, Any]:
     try:
         with Journal(directory, create=False) as journal:
             found |= dict(journal.document(STATUS) or {}) if alive is not None else {}
-    except sqlite3.OperationalError:
+    except GONE:
         return found
     if alive is not None:
         found["pid"], found["stage"] = alive

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfilter.errors import RolloutError
-from bpfilter.rollout.journal import Answer, Journal
+from bpfilter.rollout.journal import GONE, Answer, Journal
 
 _ANSWER_SECONDS = 30.0
 
@@ -31,7 +30,7 @@ def ask(directory: Path, verb: str, argument: Mapping[str, Any]) -> Answer:
                         "bpfilterd did not answer", hint="`bpfilter status` says where it stands"
                     )
                 time.sleep(0.02)
-    except sqlite3.OperationalError:
+    except GONE:
         raise _nobody() from None
     if not answer.done:
         raise RolloutError(answer.sentence, hint="`bpfilter status` says where it stands")

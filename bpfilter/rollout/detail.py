@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from bpfilter.errors import RolloutError
 from bpfilter.rollout import evidence
 from bpfilter.rollout.asking import ask
 from bpfilter.rollout.comparison import Comparison, Pairs, RuleKey
-from bpfilter.rollout.journal import Journal, running
+from bpfilter.rollout.journal import GONE, Journal, running
 from bpfilter.rollout.prepare import Prepared
 from bpfilter.rollout.shadow import Bounds
 from bpfilter.rollout.stages import Rollout
@@ -46,7 +45,7 @@ def kept_samples(directory: Path) -> Mapping[str, Mapping[str, Any]]:
     try:
         with Journal(directory, create=False) as journal:
             documents = [journal.document(name) or {} for name in (STATUS, DETAIL)]
-    except sqlite3.OperationalError:
+    except GONE:
         return {}
     compared = (document.get("comparison") or {} for document in documents)
     return {sample["id"]: sample for found in compared for sample in found.get("samples", ())}

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -111,8 +111,16 @@ def running(directory: Path) -> tuple[int, Stage] | None:
         with Journal(directory, create=False) as journal:
             pid = journal.daemon()
             return None if pid is None else (pid, journal.stage)
-    except sqlite3.OperationalError:  # there is none, or it is just being removed
+    except GONE:  # there is none, or it is just being removed
         return None
+
+
+class JournalLost(RolloutError):
+    """The journal was taken away from under a process that has it open."""
+
+
+GONE = (sqlite3.OperationalError, JournalLost)
+"""What opening or using a journal that is not there raises."""
 
 
 class Journal:
@@ -127,6 +135,7 @@ class Journal:
         if create:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         place = f"{self.path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
+        self._undoing = False
         self._db = sqlite3.connect(place, timeout=5, isolation_level=None, uri=True)
         try:
             self._check_version(create)
@@ -158,34 +167,54 @@ class Journal:
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Record a step, do it, and record that it was done; on an error it stays open."""
-        cursor = self._db.execute("INSERT INTO step (at, name) VALUES (?, ?)", (time.time(), name))
+        cursor = self._execute("INSERT INTO step (at, name) VALUES (?, ?)", (time.time(), name))
         yield
-        self._db.execute("UPDATE step SET done = 1 WHERE id = ?", (cursor.lastrowid,))
+        self._execute("UPDATE step SET done = 1 WHERE id = ?", (cursor.lastrowid,))
+
+    @contextmanager
+    def undoing(self) -> Iterator[None]:
+        """What takes things away happens, whether it can be written down or not."""
+        before, self._undoing = self._undoing, True
+        try:
+            yield
+        finally:
+            self._undoing = before
+
+    def _execute(self, statement: str, row: Sequence[object] = ()) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, row)
+        except sqlite3.Error as error:
+            if self._undoing:
+                return self._db.cursor()
+            raise JournalLost(
+                f"the journal {self.path} cannot be used any more: {error}",
+                hint="somebody removed it, or the disk is full; then deploy again",
+            ) from None
 
     def steps(self) -> tuple[Step, ...]:
         """All steps, oldest first."""
-        rows = self._db.execute("SELECT at, name, done FROM step ORDER BY id")
+        rows = self._execute("SELECT at, name, done FROM step ORDER BY id")
         return tuple(Step(at, name, bool(done)) for at, name, done in rows)
 
     def event(self, kind: str, sentence: str) -> None:
         """Record what operators should know."""
         row = (time.time(), kind, sentence)
-        self._db.execute("INSERT INTO event (at, kind, sentence) VALUES (?, ?, ?)", row)
+        self._execute("INSERT INTO event (at, kind, sentence) VALUES (?, ?, ?)", row)
 
     def events(self) -> tuple[Event, ...]:
         """All events, oldest first."""
-        rows = self._db.execute("SELECT at, kind, sentence FROM event ORDER BY id")
+        rows = self._execute("SELECT at, kind, sentence FROM event ORDER BY id")
         return tuple(Event(*row) for row in rows)
 
     def ask(self, verb: str, argument: Mapping[str, Any]) -> int:
         """Ask the daemon for something; the number of the request."""
         row = (time.time(), verb, json.dumps(argument))
-        found = self._db.execute("INSERT INTO request (at, verb, argument) VALUES (?, ?, ?)", row)
+        found = self._execute("INSERT INTO request (at, verb, argument) VALUES (?, ?, ?)", row)
         return int(found.lastrowid or 0)
 
     def asked(self) -> tuple[Asked, ...]:
         """Requests without an answer, oldest first."""
-        rows = self._db.execute(
+        rows = self._execute(
             "SELECT id, verb, argument FROM request WHERE answer IS NULL ORDER BY id"
         )
         return tuple(Asked(number, verb, json.loads(text)) for number, verb, text in rows)
@@ -193,25 +222,25 @@ class Journal:
     def answer(self, number: int, answer: Answer) -> None:
         """Say what became of a request."""
         row = (answer.sentence, answer.done, number)
-        self._db.execute("UPDATE request SET answer = ?, done = ? WHERE id = ?", row)
+        self._execute("UPDATE request SET answer = ?, done = ? WHERE id = ?", row)
 
     def answered(self, number: int) -> Answer | None:
         """The answer to a request, None while there is none."""
         query = "SELECT done, answer FROM request WHERE id = ? AND answer IS NOT NULL"
-        row = self._db.execute(query, (number,)).fetchone()
+        row = self._execute(query, (number,)).fetchone()
         return None if row is None else Answer(bool(row[0]), row[1])
 
     def set(self, name: str, value: str) -> None:
-        self._db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
+        self._execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", (name, value))
 
     def get(self, name: str) -> str | None:
-        row = self._db.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
+        row = self._execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
 
     def put(self, name: str, document: Mapping[str, Any] | None) -> None:
         """Keep a JSON document, or forget it."""
         if document is None:
-            self._db.execute("DELETE FROM fact WHERE name = ?", (name,))
+            self._execute("DELETE FROM fact WHERE name = ?", (name,))
         else:
             self.set(name, json.dumps(document))
 
@@ -236,9 +265,9 @@ class Journal:
         """Record the calling process as the daemon, and forget what is old."""
         self.set("started", process_start(os.getpid()) or "")
         self.set("pid", str(os.getpid()))
-        self._db.execute("UPDATE request SET answer = 'the daemon ended' WHERE answer IS NULL")
+        self._execute("UPDATE request SET answer = 'the daemon ended' WHERE answer IS NULL")
         for table in ("step", "event", "request"):
-            self._db.execute(
+            self._execute(
                 f"DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - {_KEPT}"
             )
 

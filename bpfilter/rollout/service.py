@@ -166,7 +166,8 @@ class Service:
 
     def close(self) -> None:
         """End what runs beside the loop; whoever deploys next has to confirm again."""
-        self._journal.put(CONFIRMED, None)
+        with self._journal.undoing():
+            self._journal.put(CONFIRMED, None)
         if self._probe is not None:
             self._probe.close()
 

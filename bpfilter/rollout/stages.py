@@ -236,14 +236,15 @@ class Rollout:
     def rollback(self) -> None:
         """Back to off from any stage; does nothing where there is nothing."""
         self._revoke()
-        record.forget(self._journal)
-        try:
-            self.step_aside()
-        finally:
-            self._stop()
-            self.mark = None
-            if self.stage is not Stage.OFF:
-                self._enter(Stage.OFF)
+        with self._journal.undoing():
+            record.forget(self._journal)
+            try:
+                self.step_aside()
+            finally:
+                self._stop()
+                self.mark = None
+                if self.stage is not Stage.OFF:
+                    self._enter(Stage.OFF)
 
     def step_aside(self) -> None:
         """Take our rules away; programs stay loaded. To be called without a lease."""
