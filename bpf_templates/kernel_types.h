@@ -49,17 +49,13 @@ struct net_device {
 	void *vlan_info;  /* VLAN devices on top */
 } KERNEL_TYPE;
 
-struct sock_common {
-	possible_net_t skc_net;
-} KERNEL_TYPE;
-
-struct sock {
-	struct sock_common __sk_common;
+struct dst_entry {
+	struct net_device *dev;
 } KERNEL_TYPE;
 
 struct sk_buff {
 	struct net_device *dev;
-	struct sock *sk;
+	unsigned long _skb_refdst;
 	unsigned long _nfct;
 	unsigned int len;
 	unsigned int data_len;

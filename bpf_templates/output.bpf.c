@@ -56,16 +56,10 @@ static __always_inline enum reason classify(struct bpf_nf_ctx *ctx, const struct
 static __always_inline enum reason decide(struct bpf_nf_ctx *ctx, struct packet *p,
 					  struct judgement *j)
 {
-	const struct net_device *out = ctx->state->out;
-	const struct interface *device;
 	enum reason reason = check_right(ctx);
 
 	if (reason)
 		return reason;
-	p->out = out ? out->ifindex : 0;
-	device = bpf_map_lookup_elem(&interfaces, &p->out);
-	if (!device || !device->known)
-		return REASON_INTERFACE;
 	reason = parse(ctx, p);
 	if (reason)
 		return reason;
@@ -135,15 +129,30 @@ static __always_inline int plainly_dropped(const struct judgement *j, __u32 *cel
 	return by_class[j->class];
 }
 
+/* Of the deployment: packets that leave by others are not looked at, like those that come by them.
+ */
+static __always_inline int known_device(__u32 index)
+{
+	const struct interface *device = bpf_map_lookup_elem(&interfaces, &index);
+
+	return device && device->known;
+}
+
 SEC("netfilter")
 int output(struct bpf_nf_ctx *ctx)
 {
+	const struct net_device *out = ctx->state->out;
 	struct judgement j = {};
 	struct packet p = {};
-	enum reason reason = decide(ctx, &p, &j);
-	__u32 cell = 0, outcome = j.slot * OUTCOMES + j.outcome;
+	__u32 cell = 0, outcome;
+	enum reason reason;
 	int drop = 0;
 
+	p.out = out ? out->ifindex : 0;
+	if (!known_device(p.out))
+		return NF_ACCEPT;
+	reason = decide(ctx, &p, &j);
+	outcome = j.slot * OUTCOMES + j.outcome;
 	if (!reason) {
 		drop = plainly_dropped(&j, &cell);
 		if (drop)

@@ -22,6 +22,7 @@
 #define SAMPLES_BYTES	(256 * 1024)
 #define POSSIBLE_ACCEPT 1
 #define POSSIBLE_DROP	2
+#define ROUTE_POINTER	(~1ul) /* SKB_DST_PTRMASK */
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -183,10 +184,18 @@ static __always_inline int rules_differ(struct net *net, const struct prediction
 	return run && network_differs(net, p->slot >= 2, run);
 }
 
-/* Of a packet that the host drops; what was made here has a socket before it has a device. */
-static __always_inline struct net *network_of_dropped(struct sk_buff *skb)
+/* Of a packet that the host drops. What was made here has a route before it has a device; a socket
+ * it need not have.
+ */
+static __always_inline struct net *network_of_dropped(const struct sk_buff *skb)
 {
-	return skb->dev ? skb->dev->nd_net.net : skb->sk->__sk_common.skc_net.net;
+	const struct dst_entry *route;
+
+	if (skb->dev)
+		return skb->dev->nd_net.net;
+	route = bpf_rdonly_cast((const void *)(skb->_skb_refdst & ROUTE_POINTER),
+				bpf_core_type_id_kernel(struct dst_entry));
+	return route->dev->nd_net.net;
 }
 
 static __always_inline void forget(__u64 key, enum tally_name why)

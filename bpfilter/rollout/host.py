@@ -93,13 +93,15 @@ def native_nft() -> Sequence[Any]:
     return nft_listing() or ()
 
 
-def filter_is_shared() -> bool:
-    """Whether native nft has base chains where iptables has its filter, or within 2 of it."""
+def shared_hooks() -> frozenset[str]:
+    """Hooks (`input` …) where native nft has base chains at iptables' filter, or within 2 of it."""
     chains = (entry["chain"] for entry in native_nft() if "chain" in entry)
-    return any(
-        chain.get("hook") in ("input", "forward") and -2 <= chain.get("prio", 0) <= 2
+    return frozenset(
+        chain["hook"]
         for chain in chains
         if chain["family"] in ("ip", "ip6", "inet")
+        and "hook" in chain
+        and -2 <= chain.get("prio", 0) <= 2
     )
 
 

@@ -22,7 +22,11 @@ from bpfilter.rollout.watching import Watch
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import RuleRef
 
-_SHARED = ("runtime", "addresses")
+_MAPS = ("runtime", "addresses")
+_SHARED = (
+    "native nft has a chain beside filter OUTPUT, which must see what OUTPUT drops: iptables alone"
+    " decides there"
+)
 
 
 class Output:
@@ -31,7 +35,9 @@ class Output:
     def __init__(self, classifier: Classifier, stack: ExitStack, watch: Watch | None) -> None:
         self._classifier = classifier
         self._stack = stack
+        self._links: OutputLinks | None = None
         self.watch = watch
+        self.trouble: str | None = None
 
     @classmethod
     def start(
@@ -61,7 +67,7 @@ class Output:
                         early=options.early,
                         raw_tables=options.raw_tables,
                         template=Template.OUTPUT,
-                        shared={name: main.map_fd(name) for name in _SHARED},
+                        shared={name: main.map_fd(name) for name in _MAPS},
                     ),
                 )
             )
@@ -73,8 +79,32 @@ class Output:
                 stack.callback(watch.close)
             elif options.marking is None:
                 return None
-            stack.enter_context(OutputLinks(classifier))
-            return cls(classifier, stack.pop_all(), watch)
+            output = cls(classifier, stack.pop_all(), watch)
+        try:
+            output.share_filter(False)
+        except BaseException:
+            output.close()
+            raise
+        return output
+
+    def share_filter(self, shared: bool) -> None:
+        """Say whether native nft has chains beside filter OUTPUT, before a generation is accepted.
+
+        What is dropped before filter they would not see, so nothing is dropped then: the program
+        is detached until they are gone. KernelError if it cannot be attached.
+        """
+        if self.watch is not None:
+            self.watch.share_filter(shared)
+        self.trouble = _SHARED if shared and self._classifier.options.marking is not None else None
+        if self.trouble is not None:
+            self._detach()
+        elif self._links is None:
+            self._links = OutputLinks(self._classifier)
+
+    def _detach(self) -> None:
+        if self._links is not None:
+            self._links.close()
+            self._links = None
 
     def dropped(self) -> int:
         """Packets of this generation that it dropped itself."""
@@ -108,4 +138,5 @@ class Output:
 
     def close(self) -> None:
         """Detach and let go."""
+        self._detach()
         self._stack.close()

@@ -273,8 +273,11 @@ class Program:
 
     def accept(self, generation: Generation) -> None:
         """From now on decide while the kernel's rules are of this generation."""
-        for watch in self.watches:
-            watch.share_filter(host.filter_is_shared())
+        shared = host.shared_hooks() if self.watches or self.output else frozenset()
+        if self.watch is not None:
+            self.watch.share_filter(not shared.isdisjoint({"input", "forward"}))
+        if self.output is not None:
+            self.output.share_filter("output" in shared)
         self._classifier.set_generation(generation)
         self.generation = generation
 
