@@ -306,6 +306,8 @@ class Program:
         untrusted = self.routing.untrusted.items()
         left = [f"{family} FORWARD is left to iptables: {why}" for family, why in untrusted]
         left += [] if self.unjudged is None else [self.unjudged]
+        if self.output is not None and self.output.trouble is not None:
+            left.append(self.output.trouble)
         return left if self.unwatched is None else [watching, *left]
 
     def refresh(self) -> Sequence[str]:
