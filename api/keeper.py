@@ -83,11 +83,7 @@ class Keeper:
         """Events with their numbers, those behind `after`."""
         try:
             with Journal(self._directory, create=False) as journal:
-                return [
-                    (number, event)
-                    for number, event in enumerate(journal.events(), 1)
-                    if number > after
-                ]
+                return [(e.number, e) for e in journal.events() if e.number > after]
         except GONE:
             return []
 

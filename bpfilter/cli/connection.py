@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -78,8 +77,11 @@ class Local:
     def events(self, after: int = 0) -> Sequence[Mapping[str, Any]]:
         try:
             with Journal(self.directory, create=False) as journal:
-                found = enumerate(journal.events(), 1)
-                return [{"id": n, **asdict(event)} for n, event in found if n > after]
+                return [
+                    {"id": e.number, "at": e.at, "kind": e.kind, "sentence": e.sentence}
+                    for e in journal.events()
+                    if e.number > after
+                ]
         except GONE:
             return []
 

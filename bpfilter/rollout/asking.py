@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bpfilter.errors import RolloutError
-from bpfilter.rollout.journal import GONE, Answer, Journal
+from bpfilter.rollout.journal import GONE, Answer, Journal, Stage
 
 _ANSWER_SECONDS = 30.0
 
@@ -25,6 +25,8 @@ def ask(directory: Path, verb: str, argument: Mapping[str, Any]) -> Answer:
             number = journal.ask(verb, argument)
             end = time.monotonic() + _ANSWER_SECONDS
             while (answer := journal.answered(number)) is None:
+                if journal.daemon() is None and verb == "rollback" and journal.stage is Stage.OFF:
+                    return Answer(True, "off: the daemon ended meanwhile")
                 if journal.daemon() is None or time.monotonic() > end:
                     raise RolloutError(
                         "bpfilterd did not answer", hint="`bpfilter status` says where it stands"

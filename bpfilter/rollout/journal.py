@@ -71,11 +71,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened, for operators; `at` is wall-clock seconds."""
+    """What happened, for operators; `at` is wall-clock seconds.
+
+    `number` grows and is never used again, also where older events are forgotten.
+    """
 
     at: float
     kind: str
     sentence: str
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +207,7 @@ class Journal:
 
     def events(self) -> tuple[Event, ...]:
         """All events, oldest first."""
-        rows = self._execute("SELECT at, kind, sentence FROM event ORDER BY id")
+        rows = self._execute("SELECT at, kind, sentence, id FROM event ORDER BY id")
         return tuple(Event(*row) for row in rows)
 
     def ask(self, verb: str, argument: Mapping[str, Any]) -> int:

@@ -87,3 +87,14 @@ def test_a_rule_above_our_jump_is_drift_of_the_ruleset() -> None:
     jump = "[0:0] -A INPUT -i eth0"
     moved = SAVE.replace(jump, "[0:0] -A INPUT -j DROP\n" + jump)
     assert Fingerprint.of(SAVE).drift(moved).ruleset
+
+
+def test_events_keep_their_numbers_when_old_ones_are_forgotten(tmp_path: Path) -> None:
+    """Whoever resumes a stream of events names the last number that it saw."""
+    with Journal(tmp_path) as journal:
+        for number in range(1, 1006):
+            journal.event("stage", f"number {number}")
+        journal.own()
+        left = journal.events()
+    assert [event.number for event in left] == list(range(6, 1006))
+    assert all(event.sentence == f"number {event.number}" for event in left)
