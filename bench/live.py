@@ -69,12 +69,12 @@ def _paths(
         yield f"iptables-{backend}", *send(network, driver)
         image = assemble([plan])
         for share in _SHARES:
-            with _attached(network, image, shadow_share=share):
+            with attached(network, image, shadow_share=share):
                 yield f"shadow of {share:.0%} + iptables-{backend}", *send(network, driver)
         chain = plan.chains[_CHAIN]
         dispatch = render(plan.ruleset, chain, image.codes, DEFAULT_MARK, [FILTERING])
         network.restore(backend, dispatch.add, "--noflush")
-        with _attached(network, image):
+        with attached(network, image):
             yield f"BPF + iptables-{backend}", *send(network, driver)
         network.clear(backend)
 
@@ -94,7 +94,7 @@ def driver_of(network: Network, packets: Sequence[Packet]) -> Iterator[Driver]:
 
 
 @contextmanager
-def _attached(network: Network, image: Image, shadow_share: float = 0.0) -> Iterator[None]:
+def attached(network: Network, image: Image, shadow_share: float = 0.0) -> Iterator[None]:
     """The program at the filtering interface: with marks on, or comparing only."""
     with inside(network.filter), ExitStack() as stack:
         index = socket.if_nametoindex(FILTERING)
