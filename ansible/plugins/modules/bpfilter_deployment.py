@@ -175,7 +175,7 @@ def lower(api, found, after):
     present = shown(found)
     back = STAGES.index(after["stage"]) < STAGES.index(found["stage"])
     if found["running"] and (back or present["interfaces"] != after["interfaces"]):
-        api.ask("POST", DEPLOYMENT + "/rollback", {})
+        api.ask("POST", DEPLOYMENT + "/rollback")
         wait_for(api, "off", 30)
 
 
@@ -204,7 +204,7 @@ def confirm(api, module):
     found = api.deployment()[0]
     waits = (found.get("confirm") or {}).get("id") == module.params["confirm"]
     if not module.check_mode:
-        api.ask("POST", f"{DEPLOYMENT}/commits/{module.params['confirm']}/confirm", {})
+        api.ask("POST", f"{DEPLOYMENT}/commits/{module.params['confirm']}/confirm")
         found = api.deployment()[0]
     diff = {"before": {"confirmed": not waits}, "after": {"confirmed": True}}
     return {"changed": waits, "diff": diff, "deployment": found}
