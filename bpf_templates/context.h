@@ -70,11 +70,14 @@ static __always_inline struct net_device *device_of(context_t *ctx)
 	return kernel->rxq->dev;
 }
 
-/* As eth_type_trans() decides it. */
+/* As eth_type_trans() decides it. The device's address is read as a structure of the kernel's:
+ * older verifiers take a pointer to bytes for a number, which cannot be followed.
+ */
 static __always_inline __u32 packet_type(context_t *ctx)
 {
-	struct net_device *device = device_of(ctx);
-	const unsigned char *own = device->dev_addr;
+	const struct ethhdr *device =
+		bpf_rdonly_cast(device_of(ctx)->dev_addr, bpf_core_type_id_kernel(struct ethhdr));
+	const unsigned char *own = device->h_dest;
 	struct ethhdr header;
 
 	if (LOAD(ctx, 0, &header))
