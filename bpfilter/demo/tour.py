@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -186,8 +186,10 @@ class Tour:
     def _plans(self, prepared: Prepared) -> None:
         table = Table("family", *FateKind, "proof", box=None)
         for family, plan in prepared.plans.items():
-            proofs = dict(zip(plan.chains, prepared.proofs[family], strict=True))
-            kinds = [fate.kind for fate in fates(plan, proofs).values()]
+            output = prepared.outputs[family].chains if family in prepared.outputs else {}
+            whole = replace(plan, chains={**plan.chains, **output})
+            proofs = {key: prepared.proofs[family][key] for key in whole.chains}
+            kinds = [fate.kind for fate in fates(whole, proofs).values()]
             counts = [str(kinds.count(kind)) for kind in FateKind]
             seconds = sum(proof.seconds for proof in proofs.values())
             table.add_row(family, *counts, f"holds, {seconds:.1f} s")

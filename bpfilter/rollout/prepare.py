@@ -34,6 +34,9 @@ from bpfilter.ruleset.read import read_text
 OUTPUT = ("filter", "OUTPUT")
 LIVE_CHAINS = (("filter", "INPUT"), ("filter", "FORWARD"), OUTPUT)
 
+Proofs = Mapping[tuple[str, str], Proof]
+"""By table and chain."""
+
 _FEW = 1000
 """Packets that rank the residual functions; the proof lists them all, where it comes so far."""
 
@@ -49,7 +52,7 @@ class Prepared:
     tables: Mapping[Family, Tables]
     fingerprints: Mapping[Tables, Fingerprint]
     plans: Mapping[Family, Plan]
-    proofs: Mapping[Family, Sequence[Proof]]
+    proofs: Mapping[Family, Proofs]
     image: Image
     kept: tuple[str, ...] = ()
     """Why chains that have rules are left to iptables."""
@@ -185,7 +188,9 @@ def prepare(
 class Known:
     """Each family's plan, proof and digest of the rules, the last that was made."""
 
-    plans: dict[Family, tuple[str, Plan, Sequence[Proof]]] = field(default_factory=dict)
+    plans: dict[Family, tuple[str, Plan, Mapping[tuple[str, str], Proof]]] = field(
+        default_factory=dict
+    )
 
 
 def _prepare(
@@ -199,7 +204,7 @@ def _prepare(
     kept: list[str] = []
     plans: dict[Family, Plan] = {}
     outputs: dict[Family, Plan] = {}
-    proofs: dict[Family, Sequence[Proof]] = {}
+    proofs: dict[Family, Proofs] = {}
     for family, save in saves.items():
         if "*filter" not in save.splitlines():
             continue
@@ -236,7 +241,7 @@ def _plan(
     force: bool,
     kept: list[str],
     known: Known,
-) -> tuple[Plan, Sequence[Proof]]:
+) -> tuple[Plan, Proofs]:
     reached = _reached(tables.family, save, chains, kept)
     digest = f"{Fingerprint.of(save).ruleset} {tables.backend} {reached} {force}"
     last = known.plans.get(tables.family)
@@ -248,8 +253,8 @@ def _plan(
     if not all(proof.listed for proof in proven.values()):
         plan = compile_ruleset(ruleset, reached)
     plan = with_proven_functions(plan, proven)
-    known.plans[tables.family] = (digest, plan, list(proven.values()))
-    return plan, list(proven.values())
+    known.plans[tables.family] = (digest, plan, proven)
+    return plan, proven
 
 
 def _split(plan: Plan) -> tuple[Plan, Plan | None]:

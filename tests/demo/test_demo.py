@@ -6,6 +6,7 @@ The whole tour is what `make demo` runs.
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,15 @@ def test_nothing_stays_after_a_failure_or_a_killed_demonstration() -> None:
     subprocess.run(["ip", "netns", "add", abandoned], check=True)
     with Network():
         assert not exists(abandoned)
+
+
+@pytest.mark.kernel
+def test_the_whole_way_ends_well_and_leaves_nothing() -> None:
+    """`make demo`: the first command that a newcomer runs."""
+    program = "import sys; from bpfilter.cli.main import main; sys.argv[0] = 'bpfilter'; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "demo"], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "holds for both families" in done.stdout
+    assert "reverted by the kernel, nothing lost" in done.stdout
