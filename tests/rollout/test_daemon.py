@@ -18,6 +18,7 @@ from bpfilter.rollout.teardown import remains, teardown
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
 from tests.rollout.network import Iptables, Net, entered, loaded_objects, still_loaded
+from tests.rollout.test_service import kinds
 from tests.rollout.test_stages import FATES, load, outcome, shape
 
 pytestmark = pytest.mark.kernel
@@ -128,6 +129,9 @@ def test_a_new_daemon_takes_over_from_a_killed_one(net: Net, tmp_path: Path) -> 
         first.wait()
         with daemon(net, state, "--stage", "enforce") as second:
             reach(second, state, Stage.ENFORCE)
+            end = time.monotonic() + 20
+            while "adopted" not in kinds(state) and time.monotonic() < end:
+                time.sleep(0.05)
             assert outcome(net, tables) == (FATES, 0)
 
 
