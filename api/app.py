@@ -252,8 +252,12 @@ def _match(if_match: str | None, revision: str) -> None:
 
 
 @_operating.post("/deployment/commits/{identity}/confirm", operation_id="confirmCommit")
-async def confirm(request: Request, identity: Identity, caller: Operator) -> dict[str, str]:
+async def confirm(
+    request: Request, identity: Identity, caller: Operator, dry_run: DryRun = False
+) -> dict[str, str]:
     """Confirm a stage change: it stays."""
+    if dry_run:
+        return {"result": f"would confirm {identity}"}
     request.app.state.audit(caller, "confirm", identity)
     answer = await asyncio.to_thread(_keeper(request).confirm, identity)
     return {"result": answer.sentence}
