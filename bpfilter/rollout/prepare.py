@@ -175,10 +175,12 @@ def prepare(
     """
     live = [read_printed(family, asked) for family in Family]
     backend = _backend_of(live)
-    # A thread works in the network namespace of the one that started it.
+    saves = {tables: tables.save() for tables in all_tables()}
+    # What is translated was read before the check begins, so that it sees what came in between. A
+    # thread works in the network namespace of the one that started it.
     with ThreadPoolExecutor(1) as pool:
         doubts = [pool.submit(faithful, ruleset) for ruleset in live]
-        prepared = _prepare(backend, chains, force, known or Known())
+        prepared = _prepare(backend, saves, chains, force, known or Known())
         for doubt in doubts:
             doubt.result()
     return prepared
@@ -188,16 +190,18 @@ def prepare(
 class Known:
     """Each family's plan, proof and digest of the rules, the last that was made."""
 
-    plans: dict[Family, tuple[str, Plan, Mapping[tuple[str, str], Proof]]] = field(
-        default_factory=dict
-    )
+    plans: dict[Family, tuple[str, Plan, Proofs]] = field(default_factory=dict)
 
 
 def _prepare(
-    backend: Backend, chains: Sequence[tuple[str, str]], force: bool, known: Known
+    backend: Backend,
+    texts: Mapping[Tables, str],
+    chains: Sequence[tuple[str, str]],
+    force: bool,
+    known: Known,
 ) -> Prepared:
     tables = {family: Tables(family, backend) for family in Family}
-    saves = {family: tables[family].save() for family in tables}
+    saves = {family: texts[tables[family]] for family in tables if tables[family] in texts}
     strangers = {name: None for save in saves.values() for name in ours.strangers(save)}
     if strangers:
         raise ours.stranger_error(list(strangers))
@@ -218,9 +222,7 @@ def _prepare(
         )
     image = assemble(list(plans.values()))
     prove_codes(image)
-    fingerprints = {tables[family]: Fingerprint.of(save) for family, save in saves.items()}
-    for other in all_tables():
-        fingerprints.setdefault(other, Fingerprint.of(other.save()))
+    fingerprints = {each: Fingerprint.of(save) for each, save in texts.items()}
     return Prepared(
         backend,
         tables,

@@ -6,6 +6,7 @@ import pytest
 
 from bpfilter.errors import LiveReadError
 from bpfilter.rollout.prepare import Known, prepare
+from bpfilter.rollout.tables import Tables
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
 from tests.rollout.network import Net, call, entered
@@ -46,5 +47,24 @@ def test_native_rules_that_iptables_does_not_print_are_found_beside_the_planning
         prepare()
         call("nft", "add", "set", "ip", "filter", "guests", "{ type ipv4_addr; }")
         call("nft", "insert", "rule", "ip", "filter", "INPUT", "ip", "saddr", "@guests", "accept")
+        with pytest.raises(LiveReadError, match="nft"):
+            prepare()
+
+
+def test_a_native_rule_that_comes_between_the_readings_is_found(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """iptables-nft-save shows it wider than it is; what is translated must not rest on that."""
+    load(net)
+    save = Tables.save
+
+    def disturbed(tables: Tables, *, counters: bool = False) -> str:
+        if tables.family is Family.IPV4 and tables.backend is Backend.NFT:
+            call("nft", "insert", "rule", "ip", "filter", "INPUT", "ip", "saddr", "@g", "accept")
+        return save(tables, counters=counters)
+
+    with entered(net.fw):
+        call("nft", "add", "set", "ip", "filter", "g", "{ type ipv4_addr; }")
+        monkeypatch.setattr(Tables, "save", disturbed)
         with pytest.raises(LiveReadError, match="nft"):
             prepare()
