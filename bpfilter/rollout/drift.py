@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from bpfilter.rollout import ours
+from bpfilter.rollout.mark import WRITERS
 
 _COMMENT = re.compile(r"^#.*\n?", re.MULTILINE)
 """iptables-save writes the time into its comments."""
-_WRITES_MARKS = re.compile(r"-j (?:MARK|CONNMARK|HMARK)\b")
+_WRITES_MARKS = re.compile(rf"-j (?:{'|'.join(sorted(WRITERS))})\b")
 _COUNTERS = re.compile(r"(?:^\[\d+:\d+\] | \[\d+:\d+\]$)")
 
 

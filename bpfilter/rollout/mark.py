@@ -160,3 +160,5 @@ _TARGETS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "SET": _set_target,
     "CT": _ct_target,
 }
+WRITERS = frozenset({*_TARGETS, "NFQUEUE", "QUEUE"})
+"""Targets that may write marks; whoever takes a packet from a queue may do so too."""

@@ -98,3 +98,15 @@ def test_events_keep_their_numbers_when_old_ones_are_forgotten(tmp_path: Path) -
         left = journal.events()
     assert [event.number for event in left] == list(range(6, 1006))
     assert all(event.sentence == f"number {event.number}" for event in left)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["MARK --set-xmark 0x1/0xff", "TPROXY --on-port 1", "SET --map-set s src", "NFQUEUE"],
+)
+def test_a_new_rule_that_may_write_marks_is_told_apart(target: str) -> None:
+    before = Fingerprint.of(SAVE)
+    rule = f"[0:0] -A INPUT -p udp -j {target}\nCOMMIT"
+    assert before.drift(SAVE.replace("COMMIT", rule)).marks
+    assert not before.drift(SAVE.replace("COMMIT", "-A INPUT -p udp -j DROP\nCOMMIT")).marks
+    assert not Fingerprint.of(SAVE.replace("COMMIT", rule)).drift(SAVE).marks, "it went"
