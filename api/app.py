@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict
 from http import HTTPStatus
@@ -282,7 +283,8 @@ async def events(
 ) -> Response:
     """What happened: JSON, JSON lines, or server-sent events that go on and can be resumed."""
     keeper = _keeper(request)
-    start = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
+    known = last_event_id is not None and _EVENT_NUMBER.fullmatch(last_event_id) is not None
+    start = int(last_event_id or after) if known else after
     if "text/event-stream" in accept:
         return StreamingResponse(_stream(request, keeper, start), media_type="text/event-stream")
     found = [_event(*each) for each in await asyncio.to_thread(keeper.events, start)]
@@ -290,6 +292,10 @@ async def events(
         lines = "".join(json.dumps(event) + "\n" for event in found)
         return Response(lines, media_type="application/jsonl")
     return JSONResponse({"events": found})
+
+
+_EVENT_NUMBER = re.compile(r"[0-9]{1,18}")
+"""What this API gave as an event's number; anything else in Last-Event-ID is nobody's."""
 
 
 def _event(number: int, event: Any) -> dict[str, Any]:

@@ -97,5 +97,14 @@ class Operations:
             except BpfilterError as error:
                 operation.problem = of_error(error).model_dump(exclude_none=True)
                 operation.state = State.FAILED
+            except Exception as error:
+                operation.problem = of_error(
+                    BpfilterError(
+                        f"{operation.kind} broke off: {type(error).__name__}",
+                        hint="please report this with what the log of bpfilter serve says",
+                    )
+                ).model_dump(exclude_none=True)
+                operation.state = State.FAILED
+                raise
             finally:
                 operation.ended = time.time()

@@ -92,12 +92,18 @@ def test_from_nothing_to_enforced_and_back(net: Net, tmp_path: Path) -> None:
         assert put(client, **wanted).status_code == 200
         assert reached(client, "enforce")["confirm"]["id"] == "change-1"
         assert client.post(f"{DEPLOYMENT}/commits/other/confirm").status_code == 409
+        dry = client.post(f"{DEPLOYMENT}/commits/change-1/confirm?dry_run=true")
+        assert dry.status_code == 200
+        assert client.get(DEPLOYMENT).json()["confirm"]["id"] == "change-1", "still to be confirmed"
         assert client.post(f"{DEPLOYMENT}/commits/change-1/confirm").status_code == 200
         assert outcome(net, tables) == (FATES, 0)
         assert client.get("/readyz").status_code == 200
         assert 'bpfilter_stage{stage="enforce"} 1.0' in client.get("/v1/metrics").text
         kinds = [event["kind"] for event in client.get("/v1/events").json()["events"]]
         assert "stage" in kinds and "confirmed" in kinds
+        for odd in ("9" * 5000, "²", "-1"):
+            headers = {b"Last-Event-ID": odd.encode()}
+            assert client.get("/v1/events", headers=headers).json()["events"]
         assert put(client, stage="off").status_code == 200
         reached(client, "off")
         with entered(net.fw):
