@@ -20,12 +20,24 @@ from bpfilter.rollout.totals import RuleName, rule_name
 from bpfilter.ruleset.model import Ruleset
 
 DETAIL, VERB = "detail", "detail"
+REPEATED_SECONDS = 0.2
 _MOST_SAMPLES = 256
 
 
-def publish(rollout: Rollout, journal: Journal) -> None:
-    """Leave the document in the journal."""
-    journal.put(DETAIL, document(rollout))
+class Publisher:
+    """Leaves the document in the journal, as it was up to REPEATED_SECONDS ago.
+
+    However many ask, renewing the lease waits for one counting at most that often.
+    """
+
+    def __init__(self) -> None:
+        self._last = float("-inf")
+
+    def publish(self, rollout: Rollout, journal: Journal) -> None:
+        """Count anew if it is time, and keep the document."""
+        if time.monotonic() >= self._last + REPEATED_SECONDS:
+            journal.put(DETAIL, document(rollout))
+            self._last = time.monotonic()
 
 
 def ask_detail(directory: Path) -> Mapping[str, Any]:

@@ -122,6 +122,7 @@ class Service:
         self._deadline: int | None = None
         self._started = self._held = self._is_confirmed = False
         self._next_tick = self._not_before = self._ticked = 0.0
+        self._detail = detail.Publisher()
         self._follows = follows(rollout.request.interfaces)
         self._waivers = goal.waivers
 
@@ -359,7 +360,7 @@ class Service:
         if asked.verb == "confirm":
             answer = self._confirm(str(asked.argument["id"]))
         elif asked.verb == detail.VERB:
-            detail.publish(self.rollout, self._journal)
+            self._detail.publish(self.rollout, self._journal)
             answer = Answer(True, "counted")
         elif asked.verb == "goal":
             answer = self._new_goal(asked)
