@@ -6,7 +6,6 @@ It ends with the `OutputLinks`, and with the process: a killed daemon leaves not
 from __future__ import annotations
 
 from contextlib import ExitStack
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,7 @@ PRIORITIES = (-1, -2)
 
 
 class OutputLinks:
-    """The loaded program at LOCAL_OUT of this thread's network namespace; a context manager."""
+    """The loaded program at LOCAL_OUT of this thread's network namespace."""
 
     def __init__(self, classifier: Classifier) -> None:
         """KernelError if this kernel lacks the means or two generations are attached already."""
@@ -48,17 +47,6 @@ class OutputLinks:
     def close(self) -> None:
         """Detach."""
         self._stack.close()
-
-    def __enter__(self) -> OutputLinks:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def plain_drops(contents: Contents) -> npt.NDArray[np.uint8]:

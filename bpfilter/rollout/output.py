@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from bpfilter.compiler.layout import Outcome
 from bpfilter.compiler.plan import Image
-from bpfilter.kernel.config import Mode, Reason
+from bpfilter.kernel.config import Mode
 from bpfilter.kernel.options import Options, Template
 from bpfilter.kernel.output import OutputLinks, plain_drops
 from bpfilter.kernel.program import Classifier
@@ -106,10 +105,6 @@ class Output:
             self._links.close()
             self._links = None
 
-    def dropped(self) -> int:
-        """Packets of this generation that it dropped itself."""
-        return sum(bounds.certain for bounds in self.counted().values())
-
     def counted(self) -> Mapping[tuple[Family, RuleRef], Bounds]:
         """Packets that it dropped, by rule: the original rules do not count them."""
         found: dict[tuple[Family, RuleRef], Bounds] = {}
@@ -124,17 +119,6 @@ class Output:
                     so_far = found.get(key, Bounds(0, 0)).certain + int(certain)
                     found[key] = Bounds(so_far, so_far)
         return found
-
-    def outcomes(self) -> Mapping[Outcome, int]:
-        """Packets judged, by outcome."""
-        found: dict[Outcome, int] = {}
-        for (_, kind), count in self._classifier.outcomes().items():
-            found[kind] = found.get(kind, 0) + count
-        return found
-
-    def punted(self) -> Mapping[Reason, int]:
-        """Packets that it left alone, by reason."""
-        return self._classifier.punts()
 
     def close(self) -> None:
         """Detach and let go."""

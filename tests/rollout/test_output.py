@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -54,8 +54,6 @@ COMMIT
 """
 PORTS = range(5000, 5010)
 REFUSED = {5001, 5002, 5003, 5004, 5006, 5008}
-DROPPED_EARLY = {1: 1, 2: 1}
-"""Rules of OUTPUT whose packets go before iptables sees them; of `out` it is rule 2."""
 
 
 def load(net: Net, backend: Backend, rules: str = RULES) -> None:
@@ -77,11 +75,14 @@ def sent(net: Net, family: Family = Family.IPV4, ports: range = PORTS) -> set[in
 
 
 @contextmanager
-def rollout(net: Net, state: Path, **words: float) -> Iterator[Rollout]:
+def rollout(
+    net: Net, state: Path, *, lease_seconds: float = 30.0, verify_share: float = 0.0
+) -> Iterator[Rollout]:
+    request = Request(("v1",), lease_seconds=lease_seconds, verify_share=verify_share)
     with (
         entered(net.fw),
         Journal(state / "state") as journal,
-        Rollout(Request(("v1",), **words), journal, lambda _: None) as found,  # type: ignore[arg-type]
+        Rollout(request, journal, lambda _: None) as found,
     ):
         yield found
 
@@ -255,19 +256,31 @@ def test_generations_take_turns_at_the_hook(net: Net, tmp_path: Path) -> None:
             assert moved(net, Backend.NFT, port) == 0
 
 
-def test_nothing_is_attached_where_nothing_could_be_dropped(net: Net, tmp_path: Path) -> None:
-    load(net, Backend.NFT, RULES.replace("-j DROP", "-j ACCEPT").replace("DROP [", "ACCEPT ["))
-    with rollout(net, tmp_path) as found:
+@pytest.mark.parametrize("drops", [False, True])
+def test_nothing_is_attached_where_nothing_could_be_dropped(
+    net: Net, tmp_path: Path, *, drops: bool
+) -> None:
+    """Two links fit at the hook: whether ours is one shows by how many more do."""
+    rules = RULES if drops else RULES.replace("-j DROP", "-j ACCEPT").replace("DROP [", "ACCEPT [")
+    load(net, Backend.NFT, rules)
+    with rollout(net, tmp_path) as found, another() as one:
         found.shadow()
         found.enforce()
-        with entered(net.fw):
-            assert hooked(net) == set()
+        with closing(OutputLinks(one)):
+            if drops:
+                with pytest.raises(KernelCallFailed):
+                    OutputLinks(one)
+            else:
+                OutputLinks(one).close()
 
 
-def hooked(net: Net) -> set[str]:
-    """Netfilter links of BPF in the firewall's namespace."""
-    listed = subprocess.run(["bpftool", "net"], capture_output=True, text=True, check=False).stdout
-    return {line for line in listed.splitlines() if "output prio -" in line}
+@contextmanager
+def another() -> Iterator[Classifier]:
+    """A program for OUTPUT without a lease, in the namespace of the thread."""
+    plan = compile_ruleset(read_text(RULES), [("filter", "OUTPUT")])
+    options = Options(mode=Mode.LIVE, marking=DEFAULT_MARK, leased=True, template=Template.OUTPUT)
+    with Classifier.load(assemble([plan]), options) as one:
+        yield one
 
 
 def test_a_killed_daemon_leaves_output_to_iptables(net: Net) -> None:
@@ -315,17 +328,14 @@ time.sleep(60)
 
 def test_a_third_generation_is_refused_and_leaves_nothing(net: Net) -> None:
     load(net, Backend.NFT)
-    plan = compile_ruleset(read_text(RULES), [("filter", "OUTPUT")])
-    options = Options(mode=Mode.LIVE, marking=DEFAULT_MARK, leased=True, template=Template.OUTPUT)
-    with entered(net.fw), Classifier.load(assemble([plan]), options) as one:
-        with (
-            OutputLinks(one),
-            OutputLinks(one),
-            pytest.raises(KernelCallFailed, match=r"in use|busy|EBUSY"),
-        ):
-            OutputLinks(one)
-        with OutputLinks(one), OutputLinks(one):
-            pass
+    with entered(net.fw), another() as one:
+        for _ in range(2):
+            with (
+                closing(OutputLinks(one)),
+                closing(OutputLinks(one)),
+                pytest.raises(KernelCallFailed, match=r"in use|busy|EBUSY"),
+            ):
+                OutputLinks(one)
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -407,7 +417,7 @@ def test_the_links_alone_compare_and_forget_nothing(net: Net) -> None:
         with (
             Classifier.load(assemble([plan]), options) as one,
             Shadow.attach(one) as shadow,
-            OutputLinks(one),
+            closing(OutputLinks(one)),
         ):
             one.set_lease(time.monotonic_ns() + 10 * 10**9)
             sent(net)
