@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from bpfilter.compiler.mark import MarkField
 from bpfilter.rollout import host, interfaces
@@ -13,6 +13,7 @@ from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.tables import Tables
 from bpfilter.rollout.trouble import Cause, Trouble
 from bpfilter.rollout.watch import Event, Kind
+from bpfilter.ruleset.model import Backend
 
 
 def moved_links(links: Mapping[str, int]) -> Trouble | None:
@@ -74,9 +75,16 @@ def noticed(
     return found
 
 
-def drifted(expected: Mapping[Tables, Fingerprint]) -> Trouble | None:
-    """Whether all tables are as they were: the operator's rules, and our chains."""
+def drifted(
+    expected: Mapping[Tables, Fingerprint], unedited: Collection[Backend] = ()
+) -> Trouble | None:
+    """Whether all tables are as they were: the operator's rules, and our chains.
+
+    `unedited`: backends not to be read, for the kernel counts their edits and there was none.
+    """
     for tables, fingerprint in expected.items():
+        if tables.backend in unedited:
+            continue
         drift = fingerprint.drift(tables.save())
         if drift:
             cause = Cause.RULESET if drift.ruleset else Cause.DISPATCH

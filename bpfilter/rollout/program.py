@@ -33,7 +33,7 @@ from bpfilter.rollout.trouble import Trouble
 from bpfilter.rollout.waivers import Waiver
 from bpfilter.rollout.watching import Watch, start_if_possible
 from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.model import RuleRef, Ruleset
+from bpfilter.ruleset.model import Backend, RuleRef, Ruleset
 
 _WALKED = (Reason.RULE, Reason.NO_CODE)
 
@@ -270,6 +270,16 @@ class Program:
     def observe(self) -> Generation:
         """The generation of the kernel's rules now."""
         return self._classifier.observe_generation()
+
+    def unedited(self, now: Generation) -> tuple[Backend, ...]:
+        """Backends without any edit since the accepted generation.
+
+        nf_tables counts its transactions; the address of a legacy table may come back.
+        """
+        accepted = self.generation
+        if accepted is None or not (accepted.shows_nft and now.shows_nft):
+            return ()
+        return (Backend.NFT,) if accepted.nft == now.nft else ()
 
     def accept(self, generation: Generation) -> None:
         """From now on decide while the kernel's rules are of this generation."""

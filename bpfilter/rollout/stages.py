@@ -351,7 +351,7 @@ class Rollout:
             raise RolloutError("nothing is loaded", hint="try again")
         self.lease = Lease(program, self.request.lease_seconds, deadline)
         program.accept(program.observe())  # of our own edits; what follows sees any other
-        if (trouble := self._trouble()) is not None:
+        if (trouble := self._trouble(thorough=True)) is not None:
             raise RolloutError(f"{trouble} during the stage change", hint="try again")
         if confirm_within is not None:
             self.lease.confirm_within(confirm_within)
@@ -411,8 +411,8 @@ class Rollout:
                 self._program.close()
             self._program = None
 
-    def _trouble(self) -> Trouble | None:
-        """Why the program may not go on; None if all it rests on is as it was."""
+    def _trouble(self, *, thorough: bool = False) -> Trouble | None:
+        """Why the program may not go on; `thorough`: also read what the kernel calls unedited."""
         program = self._program
         if self.lease is None or program is None:
             return Trouble("nothing is loaded", Cause.HOST)
@@ -428,7 +428,7 @@ class Rollout:
         if self.mark is not None and (foreign := checks.foreign_programs(program.foreign())):
             return foreign
         generation = program.observe()
-        drifted = checks.drifted(self._expected)
+        drifted = checks.drifted(self._expected, () if thorough else program.unedited(generation))
         return drifted or self._host_trouble(generation) or self._follow(generation)
 
     def _host_trouble(self, generation: Generation) -> Trouble | None:
