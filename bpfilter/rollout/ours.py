@@ -3,7 +3,8 @@
 Ours are the entries BPF-INPUT and BPF-FORWARD, the chains BPF-<letter>-<12 hex digits>, and the
 rules that jump to one of them from elsewhere. A name is not enough: an entry holds the bare rule
 that clears the mark field, and the rule that jumps to it asks for that field; nothing of the
-operator's jumps to the others, whose digits are the hash of what they hold. A chain that was
+operator's jumps to the others, whose digits are the hash of what they hold, but rules of ours that
+ask for one value of that field. A chain that was
 flushed or edited is ours if the other entry stands beside it. All else is the operator's, whatever
 its name.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bpfilter.errors import RolloutError
@@ -22,6 +23,8 @@ _ENTRIES = frozenset({"BPF-INPUT", "BPF-FORWARD"})
 _HASHED = re.compile(r"BPF-[A-Z]-[0-9a-f]{12}\Z")
 _CLEAR = re.compile(r" -j MARK --set-xmark 0x0/(0x[0-9a-f]+)\s*\Z")
 _ASKS = " -m mark ! --mark 0x0/"
+_FIELD = re.compile(rf"{_ASKS}(0x[0-9a-f]+) ")
+_EXPRESS = re.compile(r" -m mark --mark 0x[0-9a-f]+/(0x[0-9a-f]+) -j BPF-F-[0-9a-f]{12}\s*\Z")
 _WHOLE_MARK = "0xffffffff"
 _TARGET = re.compile(r" -[jg] (\S+)\s*\Z")
 _APPEND = re.compile(r"(?:\[\d+:\d+\] )?-A (\S+)(.*)")
@@ -173,13 +176,32 @@ def _provably_ours(
         found |= asked
     hashed = {name for name in rules if _HASHED.match(name)}
     waiting = [name for name in rules if name not in found and name not in hashed]
+    fields = _fields(rules, jumps, found)
     while waiting:
         # What the operator's chains jump to is the operator's.
         for rule in rules[waiting.pop()]:
-            if (target := _target(rule)) in hashed:
+            if (target := _target(rule)) in hashed and not _is_express(rule, fields):
                 hashed.discard(target)
                 waiting.append(target)
     return frozenset(found | hashed)
+
+
+def _fields(
+    rules: Mapping[str, Sequence[str]],
+    jumps: Mapping[str, Sequence[tuple[str, str]]],
+    entries: Iterable[str],
+) -> frozenset[str]:
+    """The mark fields that entries clear, or that packets are asked for on their way to them."""
+    texts = [text for name in entries for text in rules[name]]
+    callers = [text for name in entries for _, text in jumps.get(name, ())]
+    cleared = (found[1] for text in texts if (found := _CLEAR.fullmatch(text)))
+    asked = (found[1] for text in callers if (found := _FIELD.search(text)))
+    return frozenset({*cleared, *asked} - {_WHOLE_MARK})
+
+
+def _is_express(rule: str, fields: frozenset[str]) -> bool:
+    found = _EXPRESS.search(rule)
+    return found is not None and found[1] in fields
 
 
 def _is_entry(

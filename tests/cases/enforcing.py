@@ -27,7 +27,7 @@ class Enforced:
 
     def decided(self) -> int:
         """How many packets came to our dispatch with a code."""
-        return self._tables.packets(r"-j BPF-(INPUT|FORWARD)$")
+        return self._tables.packets("-A (INPUT|FORWARD) .* -j BPF-")
 
     def tick(self) -> str | None:
         """What the daemon does every second."""

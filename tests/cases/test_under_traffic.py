@@ -78,7 +78,7 @@ def test_every_packet_gets_its_verdict_while_stages_and_rules_change(backend: Ba
                         rollout.shadow()
                         rollout.enforce()
                         time.sleep(0.2)
-                        decided += case.tables.packets("-j BPF-INPUT$")
+                        decided += case.tables.packets("-A INPUT .* -j BPF-")
                         unrelated = ["INPUT", "-p", "udp", "--dport", str(6000 + number)]
                         call(case.tables.prefix, "-I", *unrelated, "-j", "ACCEPT")
                         assert rollout.tick() is not None

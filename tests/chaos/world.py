@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import socket
 import subprocess
 import threading
@@ -181,7 +182,7 @@ class World:
             with entered(self.fw):
                 saved = run(f"{_TOOL[family]}-{self.backend}-save", "-c", "-t", "filter").stdout
             for line in saved.splitlines():
-                if "-j BPF-INPUT" in line or "-j BPF-FORWARD" in line:
+                if re.search("-A (INPUT|FORWARD) .* -j BPF-", line):
                     with suppress(ValueError):
                         total += int(line[1 : line.index(":")])
         return total

@@ -380,7 +380,43 @@ def test_input_and_forward_are_merged_into_one_edit() -> None:
     )
     assert len(both.chains["BPF-INPUT"]) == 2
     assert len(both.chains["BPF-FORWARD"]) == 3
-    assert [chain for chain, _ in both.jumps] == ["INPUT", "FORWARD"]
+    assert [rule.split()[-1] for _, rule in both.jumps][-2:] == ["BPF-INPUT", "BPF-FORWARD"]
+
+
+def test_the_most_travelled_code_has_a_jump_of_its_own_before_the_entries() -> None:
+    source = text("-A INPUT -j ACCEPT")
+    chains = ("INPUT", "FORWARD")
+    both = merge([dispatch(source, [always(ACCEPT), always(DROP)], chain=name) for name in chains])
+    assert [chain for chain, _ in both.jumps] == ["INPUT", "FORWARD", "INPUT", "FORWARD"]
+    assert all("--mark 0x1000000/0xff000000 -j BPF-F-" in rule for _, rule in both.jumps[:2])
+    dropping = dispatch(source, [always(DROP), always(ACCEPT)])
+    assert [rule.split()[-1] for _, rule in dropping.jumps] == ["BPF-INPUT", "BPF-FORWARD"]
+
+
+def test_with_many_interfaces_or_translated_packets_only_entries_are_jumped_to() -> None:
+    source = text("-A INPUT -j ACCEPT")
+    code = Code(1, Family.IPV4, "filter", "INPUT", always(ACCEPT))
+    ruleset = read_text(source, family=Family.IPV4)
+    plan = chain_plan(ruleset)
+    many = render(ruleset, plan, [code], DEFAULT_MARK, [f"v{n}" for n in range(5)])
+    nat = render(ruleset, plan, [code], DEFAULT_MARK, ["v1"], translated=True)
+    assert not any("BPF-F-" in rule for made in (many, nat) for _, rule in made.jumps)
+
+
+@pytest.mark.kernel
+@BACKENDS
+def test_what_the_jump_of_its_own_leaves_open_takes_the_original_chain(
+    net: Net, backend: Backend
+) -> None:
+    """Returning from it must not end in the policy."""
+    source = text("-A INPUT -p udp -m udp --dport 4001 -j ACCEPT")
+    function = by_state(NEW=PUNT, ESTABLISHED=DROP, RELATED=DROP, INVALID=DROP, UNTRACKED=DROP)
+    made = dispatch(source, [function])
+    assert any("BPF-F-" in rule for _, rule in made.jumps)
+    tables = net.iptables(backend)
+    install(tables, source, made, [4000, 4001])
+    net.send(4001, 3)
+    assert passed(tables, 4001) == 3
 
 
 def test_a_code_that_does_not_fit_the_field_is_refused() -> None:

@@ -58,6 +58,18 @@ def test_what_clears_the_field_and_is_asked_for_it_is_ours() -> None:
     assert "BPF-" not in ours.strip(OURS)
 
 
+EXPRESS = "-A INPUT -i v1 -m mark --mark 0x100/0xff00 -j BPF-F-0123456789ab\n"
+
+
+def test_a_jump_that_asks_for_one_value_of_our_field_is_ours() -> None:
+    text = OURS.replace("-A INPUT", EXPRESS + "-A INPUT")
+    assert ours.strangers(text) == ()
+    assert [chain for chain, _ in ours.leftovers(text).jumps] == ["INPUT", "INPUT", "FORWARD"]
+    assert "BPF-" not in ours.strip(text)
+    other = OURS.replace("-A INPUT", EXPRESS.replace("/0xff00", "/0xff") + "-A INPUT")
+    assert ours.strangers(other) == ("BPF-F-0123456789ab",)
+
+
 def test_ours_are_known_after_a_flush_and_a_lone_empty_chain_is_the_operators() -> None:
     flushed = "".join(f"{line}\n" for line in OURS.splitlines() if not line.startswith("-A"))
     assert len(ours.leftovers(flushed).chains) == 3
