@@ -53,7 +53,8 @@ class Keeper:
         """Start the daemon with a goal, or give the running one a new goal; does not wait."""
         Goal.of(goal)
         if running(self._directory) is not None:
-            return ask(self._directory, "goal", goal)
+            wish = {**goal, "request": {"interfaces": list(interfaces) or None}}
+            return ask(self._directory, "goal", wish)
         if not interfaces:
             raise ApiError(
                 HTTPStatus.UNPROCESSABLE_ENTITY,

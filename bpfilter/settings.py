@@ -39,11 +39,16 @@ class _Section(BaseModel):
 
 
 class Daemon(_Section):
-    """`[daemon]`: where the daemon keeps its things."""
+    """`[daemon]`: where the daemon keeps its things, and how it ends.
+
+    `on_stop`: `teardown` removes all of ours; `hand-over` leaves deciding programs to the next
+    daemon, or to the end of their lease.
+    """
 
     state_directory: Path = Path("/var/lib/bpfilterd")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console", "journal"] = "auto"
+    on_stop: Literal["teardown", "hand-over"] = "teardown"
 
 
 class Roles(_Section):
@@ -77,8 +82,9 @@ class Tcp(_Section):
 
 
 class Api(_Section):
-    """`[api]`: the REST API."""
+    """`[api]`: the REST API, a process beside the daemon unless `enabled` is false."""
 
+    enabled: bool = True
     socket: Path = Path("/run/bpfilterd/api.sock")
     socket_group: str = "bpfilter"
     roles: Roles = Roles()

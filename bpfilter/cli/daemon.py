@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -20,27 +19,36 @@ from typing import Annotated
 import structlog
 import typer
 
+from bpfilter.api.access import Guard
 from bpfilter.cli.run import run_app
+from bpfilter.daemon.desired import of_settings
+from bpfilter.daemon.logs import configure
+from bpfilter.daemon.standing import Standing
 from bpfilter.errors import UsageError
 from bpfilter.rollout.early import EarlyRequest
 from bpfilter.rollout.goal import Goal, Policy
-from bpfilter.rollout.guards import Guards, ProbeCommand
+from bpfilter.rollout.guards import Guards, probe_of
 from bpfilter.rollout.journal import Journal, Stage, running, state_directory
 from bpfilter.rollout.lease import LEASE_SECONDS
 from bpfilter.rollout.management import own_connections
 from bpfilter.rollout.service import Ending, serve
 from bpfilter.rollout.stages import Request
 from bpfilter.ruleset.model import Backend
+from bpfilter.settings import FILE, load
 
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 _TOLD = threading.Event()
 
 
 def daemon_command(
+    config: Annotated[Path, typer.Option(help="The service's configuration.")] = FILE,
+    check_config: Annotated[
+        bool, typer.Option("--check-config", help="Only say whether the configuration is good.")
+    ] = False,
     interface: Annotated[
-        list[str],
-        typer.Option("--interface", "-i", help="Interface, pattern or auto; repeatable."),
-    ],
+        list[str] | None,
+        typer.Option("--interface", "-i", help="One deployment and no service; repeatable."),
+    ] = None,
     stage: Annotated[Stage, typer.Option(help="How far to go.")] = Stage.SHADOW,
     backend: Annotated[Backend | None, typer.Option(help="Default: the one with rules.")] = None,
     confirm_within: Annotated[
@@ -88,10 +96,24 @@ def daemon_command(
         Path | None, typer.Option(help="Directory of the journal, default by namespace.")
     ] = None,
 ) -> None:
-    """Bring the live iptables rules of this network namespace to a stage and keep them there."""
+    """Bring the live iptables rules of this network namespace to a stage and keep them there.
+
+    Without --interface: the service, which does what its configuration and its API say, and stays.
+    With it: one deployment, as the other options say, and its end.
+    """
+    directory = state or state_directory()
+    if check_config:
+        _check(config)
+        return
+    if (found := running(directory)) is not None:
+        raise UsageError(
+            f"bpfilterd runs here already, as process {found[0]}", hint="stop it first"
+        )
+    if not interface:
+        _stand(config, directory)
+        return
     log = structlog.get_logger("bpfilterd")
     listen()
-    directory = state or state_directory()
     wanted = {
         "stage": stage,
         "confirm_within": confirm_within,
@@ -107,10 +129,6 @@ def daemon_command(
         raise UsageError(
             "--stage takes shadow, canary or enforce", hint="`bpfilter teardown` turns it off"
         )
-    if (found := running(directory)) is not None:
-        raise UsageError(
-            f"bpfilterd runs here already, as process {found[0]}", hint="stop it first"
-        )
     request = Request(
         tuple(interface),
         backend,
@@ -118,7 +136,9 @@ def daemon_command(
         force=force,
         verify_share=verify_share / 100,
         early=EarlyRequest.parse(early, xdp or (), interface, accept_sockets),
-        guards=Guards(probe=_probe(probe, probe_interval, probe_timeout)),
+        guards=Guards(
+            probe=None if probe is None else probe_of(probe, probe_interval, probe_timeout)
+        ),
     )
     journal = Journal(directory)
     ending = serve(request, chosen, journal, log.info, told)
@@ -126,16 +146,26 @@ def daemon_command(
         journal.remove()
 
 
-def _probe(command: str | None, interval: float, timeout: float) -> ProbeCommand | None:
-    if command is None:
-        return None
-    try:
-        words = tuple(shlex.split(command))
-    except ValueError as error:
-        raise UsageError(f"--probe {command!r}: {error}", hint="quote it as in a shell") from None
-    if not words:
-        raise UsageError("--probe is empty", hint="name the command to run")
-    return ProbeCommand(words, interval, timeout)
+def _check(config: Path) -> None:
+    settings = load(config)
+    of_settings(settings.deployment)
+    Guard(settings.api)
+    typer.echo(f"{config}: good")
+
+
+def _stand(config: Path, directory: Path) -> None:
+    log = configure(load(config).daemon)
+    descriptors = tuple(_passed())
+    with Journal(directory) as journal:
+        Standing(lambda: load(config), config, journal, log, descriptors).run()
+
+
+def _passed() -> range:
+    """Files that systemd hands over (sd_listen_fds(3)); they are for the API."""
+    first = 3
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return range(0)
+    return range(first, first + int(os.environ.get("LISTEN_FDS", "0")))
 
 
 def listen() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from bpfilter.report.terminal import terminal
 from bpfilter.rollout.asking import ask
 from bpfilter.rollout.early import EarlyRequest, require_conditions
 from bpfilter.rollout.goal import Goal, Policy
+from bpfilter.rollout.guards import probe_of
 from bpfilter.rollout.interfaces import within
 from bpfilter.rollout.journal import Stage, running, state_directory
 from bpfilter.rollout.management import own_connections, protected
@@ -124,9 +126,14 @@ def deploy_command(
     Goal.of(wanted)
     drops = EarlyRequest.parse(early, xdp or (), interface or (), accept_sockets)
     present = running(directory)
+    begins = present is None or present[1] is Stage.OFF
     chosen: tuple[str, ...] = ()
-    if interface and present is None:
+    if interface and begins:
         chosen = tuple(within(interface, scope))
+    if drops is not None and begins and not dry_run:
+        require_conditions(chosen, drops)
+        for sentence in drops.notices():
+            console.print(f"[cyan]notice[/] {sentence}")
     if dry_run:
         if not interface:
             raise UsageError("--interface is missing", hint="name the interface to attach to")
@@ -134,7 +141,14 @@ def deploy_command(
         show(console, prepared, interface, stage, operator)
         raise typer.Exit(0 if present is not None and present[1] is stage else 2)
     if present is not None:
-        console.print(ask(directory, "goal", wanted).sentence)
+        request = {
+            "interfaces": interface,
+            "backend": backend,
+            "verify_share": verify_share / 100,
+            "probe": None if probe is None else asdict(probe_of(probe)),
+            "early": None if drops is None else asdict(drops),
+        }
+        console.print(ask(directory, "goal", {**wanted, "request": request}).sentence)
         wait_for(directory, stage, console, None)
     else:
         if not interface:
@@ -143,11 +157,7 @@ def deploy_command(
         words += ["--goal", json.dumps(wanted), "--verify-share", str(verify_share)]
         words += ["--backend", backend] if backend is not None else []
         words += ["--probe", probe] if probe is not None else []
-        if drops is not None:
-            require_conditions(chosen, drops)
-            for sentence in drops.notices():
-                console.print(f"[cyan]notice[/] {sentence}")
-            words += drops.words
+        words += drops.words if drops is not None else []
         start(directory, words, stage, console)
     if confirm_within is not None:
         console.print(f"confirm within {confirm_within:.0f} s: bpfilter confirm {number}")

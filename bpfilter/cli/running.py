@@ -14,7 +14,7 @@ from bpfilter.errors import RolloutError
 from bpfilter.rollout import host
 from bpfilter.rollout.asking import log_of, start_daemon
 from bpfilter.rollout.interfaces import resolve, survey
-from bpfilter.rollout.journal import Journal, Stage, running
+from bpfilter.rollout.journal import Journal, Stage, is_service, running
 from bpfilter.rollout.management import Connection, losses
 from bpfilter.rollout.mark import choose, ruleset_uses
 from bpfilter.rollout.prepare import Prepared
@@ -37,6 +37,7 @@ def wait_for(
 
     RolloutError if the daemon ends.
     """
+    began = time.time()
     end = time.monotonic() + _START_SECONDS
     with console.status(f"waiting for stage {stage}"):
         while True:
@@ -44,6 +45,11 @@ def wait_for(
             if found is not None and not found[1].before(stage):
                 console.print(f"stage {found[1]}")
                 return
+            if daemon is None and (problem := _problem(directory, began)) is not None:
+                raise RolloutError(
+                    f"stage {stage} was not reached: {problem}",
+                    hint="nothing was changed; iptables filters as before",
+                )
             ended = daemon.poll() is not None if daemon is not None else found is None
             if ended:
                 log = log_of(directory)
@@ -59,6 +65,15 @@ def wait_for(
     for gate in _closed_gates(directory):
         console.print(f"  {gate}")
     console.print("`bpfilter status` shows how far it is")
+
+
+def _problem(directory: Path, since: float) -> str | None:
+    """Why a service gave up what it was asked for since then."""
+    if not is_service(directory):
+        return None
+    with Journal(directory, create=False) as journal:
+        status = journal.document(STATUS) or {}
+    return status.get("problem") if status.get("at", 0.0) > since else None
 
 
 def _closed_gates(directory: Path) -> Sequence[str]:

@@ -7,7 +7,9 @@ delay the renewal of a lease, and its end changes nothing that is deployed.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,10 +23,15 @@ from bpfilter.api.app import application
 from bpfilter.api.identity import Caller
 from bpfilter.api.keeper import Keeper
 from bpfilter.api.server import bind_tcp, bind_unix, passed_sockets, server
+from bpfilter.daemon.child import READY
 from bpfilter.report.terminal import terminal
 from bpfilter.rollout.journal import state_directory
 from bpfilter.sd_notify import notify
 from bpfilter.settings import FILE, Settings, load
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_NICER = 5
+"""The daemon renews its lease first, whatever clients do."""
 
 
 def serve_command(
@@ -34,6 +41,12 @@ def serve_command(
     ] = False,
     state: Annotated[
         Path | None, typer.Option(help="Directory of the journal, default by namespace.")
+    ] = None,
+    supervised: Annotated[
+        bool, typer.Option("--supervised", hidden=True, help="Go when standard input ends.")
+    ] = False,
+    passed: Annotated[
+        list[int] | None, typer.Option(hidden=True, help="Numbers of sockets to serve on.")
     ] = None,
 ) -> None:
     """Serve the REST API: OpenAPI at /v1/openapi.json, for people at /v1/docs.
@@ -51,11 +64,17 @@ def serve_command(
         log.info("audit", caller=caller.name, by=caller.how, what=what, detail=detail)
 
     app = application(Keeper(state or state_directory()), guard, audit)
-    asyncio.run(_serve(app, settings, log))
+    given = [socket.socket(fileno=number) for number in passed or ()]
+    if supervised:
+        os.nice(_NICER)
+        # The daemon waits for its signals with these blocked, which a child inherits.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    asyncio.run(_serve(app, settings, log, given or passed_sockets(), supervised))
 
 
-async def _serve(app: Any, settings: Settings, log: Any) -> None:
-    passed = passed_sockets()
+async def _serve(
+    app: Any, settings: Settings, log: Any, passed: list[socket.socket], supervised: bool
+) -> None:
     unix = passed or [bind_unix(settings.api.socket, settings.api.socket_group)]
     running: list[tuple[uvicorn.Server, list[Any]]] = [(server(app), unix)]
     if settings.api.tcp is not None:
@@ -67,10 +86,14 @@ async def _serve(app: Any, settings: Settings, log: Any) -> None:
         for each, _ in running:
             each.should_exit = True
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
         loop.add_signal_handler(number, stop)
+    if supervised:
+        loop.add_reader(sys.stdin.fileno(), stop)
     log.info("serving", socket=str(settings.api.socket), tcp=settings.api.tcp is not None)
     notify(READY=1, STATUS="serving the API")
+    if supervised:
+        os.write(sys.stdout.fileno(), READY)
     await asyncio.gather(*(each.serve(sockets=sockets) for each, sockets in running))
     if not passed:
         settings.api.socket.unlink(missing_ok=True)

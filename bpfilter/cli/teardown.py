@@ -9,7 +9,7 @@ import typer
 
 from bpfilter.errors import RolloutError
 from bpfilter.report.terminal import terminal
-from bpfilter.rollout.journal import state_directory
+from bpfilter.rollout.journal import is_service, state_directory
 from bpfilter.rollout.teardown import remains, stop_daemon, teardown
 
 
@@ -25,7 +25,8 @@ def teardown_command(
     console = terminal()
     directory = state or state_directory()
     if (pid := stop_daemon(directory)) is not None:
-        console.print(f"stopped bpfilterd (process {pid})")
+        did = "stays, and keeps nothing" if is_service(directory) else "stopped"
+        console.print(f"bpfilterd (process {pid}) {did}")
     for line in teardown(directory):
         console.print(f"removed {line}")
     left = remains()

@@ -183,3 +183,18 @@ def _sums(parts: Iterable[Mapping[_Cause, int]]) -> dict[_Cause, int]:
         for cause, count in part.items():
             sums[cause] = sums.get(cause, 0) + count
     return sums
+
+
+def unjudged(since: float, decided: int, punted: Mapping[Reason, int]) -> Comparison:
+    """Of a stage that compares nothing: how many packets were looked at, and no more."""
+    return Comparison(
+        mechanism=Mechanism.COUNTERS,
+        since=since,
+        share=0.0,
+        predicted=decided + sum(punted.values()),
+        punted=punted,
+        rules={},
+        unseen={},
+        incomparable={},
+        samples=(),
+    )

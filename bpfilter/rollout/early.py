@@ -34,7 +34,7 @@ from bpfilter.rollout.shadow import Bounds
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import RuleRef, Ruleset
 
-Report = Callable[[str], None]
+Report = Callable[[str], object]
 Link = TcxLink | XdpLink
 _TEMPLATES = {Depth.TC: Template.EARLY, Depth.XDP: Template.XDP}
 NATIVE = (

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from bpfilter.rollout.gates import Gates, parse_gates
 from bpfilter.rollout.journal import Stage
@@ -27,7 +27,7 @@ class Goal:
 
     `confirm_within`: seconds in which `confirm_id` must be confirmed. `accept_reset`: our edits of
     legacy tables may reset limits and quotas that decide verdicts. `operator`: connections that the
-    plan must not drop, unless `accept_lockout`.
+    plan must not drop, unless `accept_lockout`. `document`: the JSON values that it was made of.
     """
 
     stage: Stage
@@ -40,6 +40,7 @@ class Goal:
     accept_reset: bool = False
     operator: tuple[Connection, ...] = ()
     accept_lockout: bool = False
+    document: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Goal:
@@ -56,4 +57,19 @@ class Goal:
             document.get("accept_reset", False),
             tuple(parse_connection(text) for text in document.get("operator", ())),
             document.get("accept_lockout", False),
+            document,
         )
+
+
+class Report(Protocol):
+    """Told in sentences what happens; `kind` is given with events of the journal."""
+
+    def __call__(self, sentence: str, /, *, kind: str = ...) -> object: ...
+
+
+Settled = Callable[[Goal], None]
+"""Told of a goal as soon as it is reached, and confirmed if that was asked for."""
+
+
+def nobody(_goal: Goal) -> None:
+    """For who keeps no goals."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from bpfilter.errors import UsageError
 from bpfilter.rollout.comparison import Comparison, Unseen
 from bpfilter.rollout.evidence import describe
 from bpfilter.rollout.trouble import Cause, Trouble
@@ -28,6 +30,17 @@ class ProbeCommand:
     argv: tuple[str, ...]
     interval: float = 5.0
     timeout: float = 3.0
+
+
+def probe_of(command: str, interval: float = 5.0, timeout: float = 3.0) -> ProbeCommand:
+    """From words as a shell takes them; UsageError if there are none, or quotes do not match."""
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise UsageError(f"--probe {command!r}: {error}", hint="quote it as in a shell") from None
+    if not words:
+        raise UsageError("--probe is empty", hint="name the command to run")
+    return ProbeCommand(words, interval, timeout)
 
 
 @dataclass(frozen=True, slots=True)

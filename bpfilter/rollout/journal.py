@@ -23,6 +23,9 @@ from bpfilter.errors import RolloutError
 
 FILE = "journal.sqlite"
 STATE_ROOT = Path("/run/bpfilterd")
+SERVICE = "service"
+"""A fact that is not empty while the daemon outlives its deployments."""
+
 VERSION = 2
 """Of the schema; version 1 had steps and facts only and bore no number."""
 
@@ -117,6 +120,15 @@ def running(directory: Path) -> tuple[int, Stage] | None:
             return None if pid is None else (pid, journal.stage)
     except GONE:  # there is none, or it is just being removed
         return None
+
+
+def is_service(directory: Path) -> bool:
+    """Whether the live daemon stays when nothing is deployed any more, ready for the next wish."""
+    try:
+        with Journal(directory, create=False) as journal:
+            return journal.daemon() is not None and bool(journal.get(SERVICE))
+    except GONE:
+        return False
 
 
 class JournalLost(RolloutError):
@@ -266,9 +278,12 @@ class Journal:
         return int(pid)
 
     def own(self) -> None:
-        """Record the calling process as the daemon, and forget what is old."""
+        """Record the calling process as the daemon, and forget what is old; once is enough."""
+        if self.daemon() == os.getpid():
+            return
         self.set("started", process_start(os.getpid()) or "")
         self.set("pid", str(os.getpid()))
+        self.set(SERVICE, "")
         self._execute("UPDATE request SET answer = 'the daemon ended' WHERE answer IS NULL")
         for table in ("step", "event", "request"):
             self._execute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from bpfilter.errors import RolloutError
 from bpfilter.ruleset.model import Backend, Rule, RuleRef, Ruleset, StateEffect, TargetKind
 
 COUNTERS = "packets that the programs decide no longer move the original rules' counters"
@@ -25,6 +26,19 @@ def refilled(ruleset: Ruleset) -> tuple[RuleRef, ...]:
         return ()
     rules = (rule for chain in table.chains.values() for rule in chain.rules)
     return tuple(rule.ref for rule in rules if _keeps_state(rule) and _decides(rule))
+
+
+def refuse_resets(backend: Backend, rulesets: Iterable[Ruleset]) -> None:
+    """RolloutError if our edits of legacy tables would start anew what decides verdicts."""
+    if backend is not Backend.LEGACY:
+        return
+    for ruleset in rulesets:
+        if refs := refilled(ruleset):
+            raise RolloutError(
+                f"an edit of the legacy table starts the state of {', '.join(map(str, refs))} anew,"
+                " and that state decides verdicts",
+                hint="--accept-state-reset if that is acceptable; iptables-nft keeps such state",
+            )
 
 
 def _keeps_state(rule: Rule) -> bool:

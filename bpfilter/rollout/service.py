@@ -13,25 +13,24 @@ from enum import StrEnum
 
 from bpfilter.errors import BpfilterError, RolloutError
 from bpfilter.rollout import detail
-from bpfilter.rollout.comparison import Comparison, Mechanism
+from bpfilter.rollout.comparison import unjudged
 from bpfilter.rollout.gates import Gate, judge
-from bpfilter.rollout.goal import Goal, Policy
+from bpfilter.rollout.goal import Goal, Policy, Report, Settled, nobody
 from bpfilter.rollout.guards import Probe
 from bpfilter.rollout.interfaces import follows
 from bpfilter.rollout.journal import Answer, Asked, Journal, Stage
 from bpfilter.rollout.lease import RENEW_SECONDS, SECOND
 from bpfilter.rollout.management import refuse_losses
-from bpfilter.rollout.notices import refilled
+from bpfilter.rollout.notices import refuse_resets
 from bpfilter.rollout.pace import FIRST, Pace
 from bpfilter.rollout.prepare import Prepared
 from bpfilter.rollout.record import boot_id
-from bpfilter.rollout.stages import Report, Request, Rollout
+from bpfilter.rollout.stages import Request, Rollout
 from bpfilter.rollout.status import STATUS, Situation, document
 from bpfilter.rollout.teardown import teardown
 from bpfilter.rollout.trouble import Cause, Trouble
 from bpfilter.rollout.waivers import still_meant
 from bpfilter.rollout.watch import Event, Kind, Watcher
-from bpfilter.ruleset.model import Backend
 
 POLL_SECONDS = 0.1
 """How often requests and the kernel's own generation of the rules are looked at."""
@@ -71,14 +70,21 @@ class Ending(StrEnum):
     CANCELLED = "cancelled"
 
 
-def serve(request: Request, goal: Goal, journal: Journal, report: Report, wait: Wait) -> Ending:
+def serve(
+    request: Request,
+    goal: Goal,
+    journal: Journal,
+    report: Report,
+    wait: Wait,
+    settled: Settled = nobody,
+) -> Ending:
     """Keep the goal until `wait` says stop or a rollback is asked for; then roll back and return.
 
     Raises what prevents the first start, Unconfirmed and GuardTripped, all rolled back; later
     troubles are reported and retried. Every ending is an event of the journal.
     """
     with Watcher() as watcher, Rollout(request, journal, report) as rollout:
-        service = Service(rollout, goal, journal, report, watcher)
+        service = Service(rollout, goal, journal, report, watcher, settled)
         try:
             service.begin()
             while True:
@@ -107,9 +113,16 @@ class Service:
     """One rollout and its goal; `step` is to be called a few times a second."""
 
     def __init__(
-        self, rollout: Rollout, goal: Goal, journal: Journal, report: Report, watcher: Watcher
+        self,
+        rollout: Rollout,
+        goal: Goal,
+        journal: Journal,
+        report: Report,
+        watcher: Watcher,
+        settled: Settled,
     ) -> None:
         self.rollout = rollout
+        self._settled = settled
         self.goal = goal
         self._journal = journal
         self._say = report
@@ -222,7 +235,7 @@ class Service:
 
     def _event(self, kind: str, sentence: str) -> None:
         self._journal.event(kind, sentence)
-        self._say(sentence)
+        self._say(sentence, kind=kind)
 
     def _pause(self, cause: Cause | None, sentence: str) -> None:
         pause = self._pace.after(cause, time.monotonic())
@@ -239,14 +252,16 @@ class Service:
         if self.goal.stage.decides:
             self._check_goal(self.goal, prepared)
         self._next_tick = 0.0
-        self._started |= self.goal.stage is Stage.SHADOW
+        if self.goal.stage is Stage.SHADOW:
+            self._started = True
+            self._settled(self.goal)
         self._publish()
 
     def _check_goal(self, goal: Goal, prepared: Prepared) -> None:
         for sentence in prepared.notices():
             self._say(f"notice: {sentence}")
         if not goal.accept_reset:
-            _refuse_resets(prepared)
+            refuse_resets(prepared.backend, prepared.rulesets.values())
         if not goal.accept_lockout:
             refuse_losses(prepared, goal.operator, tuple(self.rollout.links))
 
@@ -303,7 +318,7 @@ class Service:
         if comparison is None:
             # Before its time; or a canary that compares nothing: rules were exercised in shadow.
             gates = replace(gates, exercised=0.0, rules=(), unseen=1.0)
-            comparison = _counted(rollout)
+            comparison = unjudged(rollout.since, rollout.decided(), rollout.punted())
         deciding = () if rollout.prepared is None else rollout.prepared.deciding()
         self._gates = tuple(judge(gates, comparison, deciding, self._waivers, now))
         for gate in self._gates:
@@ -338,6 +353,8 @@ class Service:
         self._deadline = None if lease is None else lease.deadline
         if self._deadline is not None:
             self._put_pending(self._deadline)
+        else:
+            self._settled(goal)
         self._gates = ()
         self._event("stage", f"stage {goal.stage}" + self._until())
 
@@ -355,6 +372,7 @@ class Service:
         self._deadline, self._is_confirmed = None, True
         self._journal.put(PENDING, None)
         self.rollout.confirm()
+        self._settled(self.goal)
 
     def _answer(self, asked: Asked) -> Ending | None:
         if asked.verb == "confirm":
@@ -391,7 +409,8 @@ class Service:
 
     def _new_goal(self, asked: Asked) -> Answer:
         try:
-            goal = Goal.of(asked.argument)
+            wish = {k: v for k, v in asked.argument.items() if k != "request"}
+            goal = Goal.of(wish)
             prepared = self.rollout.prepared
             if goal.stage.before(self.rollout.stage):
                 raise RolloutError(f"stage {self.rollout.stage} is reached already")
@@ -403,6 +422,8 @@ class Service:
         self.rollout.waivers = goal.waivers
         self._held = self._is_confirmed = False
         self._not_before = 0.0
+        if goal.stage is self.rollout.stage:
+            self._settled(goal)
         self._publish()
         return Answer(True, f"on the way to stage {goal.stage}")
 
@@ -418,30 +439,3 @@ def _unconfirmed() -> Unconfirmed:
         "the stage was not confirmed in time and was rolled back",
         hint="deploy again and run `bpfilter confirm ID` before the time is over",
     )
-
-
-def _counted(rollout: Rollout) -> Comparison:
-    punted = rollout.punted()
-    return Comparison(
-        mechanism=Mechanism.COUNTERS,
-        since=rollout.since,
-        share=0.0,
-        predicted=rollout.decided() + sum(punted.values()),
-        punted=punted,
-        rules={},
-        unseen={},
-        incomparable={},
-        samples=(),
-    )
-
-
-def _refuse_resets(prepared: Prepared) -> None:
-    if prepared.backend is not Backend.LEGACY:
-        return
-    for ruleset in prepared.rulesets.values():
-        if refs := refilled(ruleset):
-            raise RolloutError(
-                f"an edit of the legacy table starts the state of {', '.join(map(str, refs))} anew,"
-                " and that state decides verdicts",
-                hint="--accept-state-reset if that is acceptable; iptables-nft keeps such state",
-            )

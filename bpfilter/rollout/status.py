@@ -10,6 +10,7 @@ from typing import Any
 from bpfilter.rollout import evidence
 from bpfilter.rollout.gates import Gate
 from bpfilter.rollout.goal import Goal
+from bpfilter.rollout.journal import Stage
 from bpfilter.rollout.lease import SECOND
 from bpfilter.rollout.stages import Rollout
 from bpfilter.rollout.trouble import Trouble
@@ -27,6 +28,27 @@ class Situation:
     held: bool
     deadline: int | None
     not_before: float
+
+
+def off_document(problem: str | None = None, next_try_in: float = 0.0) -> Mapping[str, Any]:
+    """Of a daemon that keeps nothing; `problem`: why what was asked for is not there."""
+    return {
+        "at": time.time(),
+        "stage": Stage.OFF,
+        "since": 0.0,
+        "in_force": False,
+        "goal": Stage.OFF,
+        "interfaces": [],
+        "suspended": None,
+        "held": False,
+        "next_try_in": next_try_in,
+        "confirm": None,
+        "gates": [],
+        "decided": 0,
+        "comparison": None,
+        "punted": {},
+        "problem": problem,
+    }
 
 
 def document(rollout: Rollout, situation: Situation) -> Mapping[str, Any]:

@@ -12,19 +12,26 @@ import time
 from pathlib import Path
 
 from bpfilter.rollout import pins
+from bpfilter.rollout.asking import ask
 from bpfilter.rollout.attached import attached, remove_filter
-from bpfilter.rollout.journal import FILE, Journal, running
+from bpfilter.rollout.journal import FILE, Journal, is_service, running
 from bpfilter.rollout.tables import all_tables
 
 _STOP_SECONDS = 15.0
 
 
 def stop_daemon(directory: Path) -> int | None:
-    """End this namespace's daemon, which rolls back; its process id, or None if there is none."""
+    """End this namespace's daemon, which rolls back; its process id, or None if there is none.
+
+    A service rolls back and stays.
+    """
     found = running(directory)
     if found is None:
         return None
     pid, _ = found
+    if is_service(directory):
+        ask(directory, "rollback", {})
+        return pid
     os.kill(pid, signal.SIGTERM)
     end = time.monotonic() + _STOP_SECONDS
     while running(directory) is not None:
@@ -36,7 +43,10 @@ def stop_daemon(directory: Path) -> int | None:
 
 
 def teardown(directory: Path | None = None) -> tuple[str, ...]:
-    """Remove what is ours, programs first; says what was removed. Idempotent."""
+    """Remove what is ours, programs first; says what was removed. Idempotent.
+
+    `directory`: of a journal to remove too; one that a daemon keeps is left alone.
+    """
     removed = []
     for path in pins.pinned_links():
         pins.detach_pinned(path)
@@ -53,7 +63,7 @@ def teardown(directory: Path | None = None) -> tuple[str, ...]:
                 f"{len(present.chains)} chains and {len(present.jumps)} rules of"
                 f" {tables.family} iptables-{tables.backend}"
             )
-    if directory is not None and (directory / FILE).exists():
+    if directory is not None and (directory / FILE).exists() and running(directory) is None:
         Journal(directory).remove()
         removed.append(f"journal {directory}")
     return tuple(removed)

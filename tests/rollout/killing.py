@@ -48,7 +48,7 @@ def serve_and_die(
         try:
             with entered(net.fw):
                 journal = Killing(state, number, before=before)
-                serve(REQUEST, goal, journal, lambda _line: None, led(script(journal)))
+                serve(REQUEST, goal, journal, lambda _line, kind="": None, led(script(journal)))
             code = 0
         except BaseException:
             traceback.print_exc()

@@ -27,7 +27,11 @@ def served(
     """How serving ended, and what was reported."""
     said: list[str] = []
     with Journal(state) as journal, entered(net.fw):
-        return serve(request, goal, journal, said.append, led(script(journal))), said
+
+        def report(sentence: str, /, *, kind: str = "") -> None:
+            said.append(sentence)
+
+        return serve(request, goal, journal, report, led(script(journal))), said
 
 
 def led(steps: Iterator[None]) -> Wait:

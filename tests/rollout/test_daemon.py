@@ -215,7 +215,7 @@ def test_deploy_starts_a_daemon_and_teardown_ends_it(net: Net, tmp_path: Path) -
         finally:
             ended = verb(["teardown", "--state", str(state)])
         assert ended.returncode == 0, ended.stderr
-        assert "stopped bpfilterd" in ended.stdout
+        assert ") stopped" in ended.stdout
         assert remains() == ()
     assert shape(tables) == before
 
