@@ -11,8 +11,7 @@ import json
 import os
 import signal
 import sys
-import threading
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from bpfilter.api.access import Guard
 from bpfilter.cli.run import run_app
 from bpfilter.daemon.desired import of_settings
 from bpfilter.daemon.logs import configure
+from bpfilter.daemon.signals import Signals
 from bpfilter.daemon.standing import Standing
 from bpfilter.errors import UsageError
 from bpfilter.rollout.early import EarlyRequest
@@ -31,13 +31,12 @@ from bpfilter.rollout.guards import Guards, probe_of
 from bpfilter.rollout.journal import Journal, Stage, running, state_directory
 from bpfilter.rollout.lease import LEASE_SECONDS
 from bpfilter.rollout.management import own_connections
-from bpfilter.rollout.service import Ending, serve
+from bpfilter.rollout.service import Ending, Wait, serve
 from bpfilter.rollout.stages import Request
 from bpfilter.ruleset.model import Backend
 from bpfilter.settings import FILE, load
 
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-_TOLD = threading.Event()
 
 
 def daemon_command(
@@ -113,7 +112,7 @@ def daemon_command(
         _stand(config, directory)
         return
     log = structlog.get_logger("bpfilterd")
-    listen()
+    signals = Signals(_SIGNALS)
     wanted = {
         "stage": stage,
         "confirm_within": confirm_within,
@@ -141,7 +140,7 @@ def daemon_command(
         ),
     )
     journal = Journal(directory)
-    ending = serve(request, chosen, journal, log.info, told)
+    ending = serve(request, chosen, journal, log.info, told(signals))
     if ending is Ending.STOPPED:
         journal.remove()
 
@@ -168,23 +167,16 @@ def _passed() -> range:
     return range(first, first + int(os.environ.get("LISTEN_FDS", "0")))
 
 
-def listen() -> None:
-    """From now on SIGTERM, SIGINT and SIGHUP do nothing but end the next `told`.
+def told(signals: Signals) -> Wait:
+    """A daemon's wait: over for good with the first signal."""
+    came: list[int] = []
 
-    Blocking them is not enough: libraries have made threads by now that do not block them.
-    """
-    for number in _SIGNALS:
-        signal.signal(number, lambda *_: _TOLD.set())
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    def wait(seconds: float, files: Sequence[int]) -> bool:
+        if not came and (number := signals.wait(seconds, files)) is not None:
+            came.append(number)
+        return bool(came)
 
-
-def told(seconds: float) -> bool:
-    """Wait for so long to be told to stop; at once true if we were before."""
-    end = time.monotonic() + seconds
-    while not _TOLD.is_set() and (left := end - time.monotonic()) > 0:
-        if signal.sigtimedwait(_SIGNALS, left) is not None:
-            _TOLD.set()
-    return _TOLD.is_set()
+    return wait
 
 
 def main() -> None:

@@ -67,8 +67,6 @@ def serve_command(
     given = [socket.socket(fileno=number) for number in passed or ()]
     if supervised:
         os.nice(_NICER)
-        # The daemon waits for its signals with these blocked, which a child inherits.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     asyncio.run(_serve(app, settings, log, given or passed_sockets(), supervised))
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bpfilter.daemon.child import Child, api_words
 from bpfilter.daemon.desired import NOTHING, Desired, Store, of_settings, pack, unpack
+from bpfilter.daemon.signals import Signals
 from bpfilter.errors import BpfilterError
 from bpfilter.rollout.detail import VERB
 from bpfilter.rollout.goal import Goal
@@ -55,6 +56,7 @@ class Standing:
         words = api_words(config, journal.path.parent, descriptors)
         self._child = Child(words, descriptors)
         self._pace = Pace()
+        self._signals = Signals(_SIGNALS)
         self._stopping = False
         self._next: Desired | None = None
         self._wanted = NOTHING
@@ -65,9 +67,6 @@ class Standing:
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        for number in _SIGNALS:
-            signal.signal(number, lambda number, _frame: self._told(number))
         journal = self._journal
         interrupted = journal.document(_WANTED) if journal.daemon() is None else None
         journal.own()
@@ -183,14 +182,11 @@ class Standing:
         self._journal.event(kind, sentence)
         self._log.info(sentence, kind=kind)
 
-    def _wait(self, seconds: float) -> bool:
-        """Wait so long for signals; true if what is deployed now shall end."""
-        end = time.monotonic() + seconds
+    def _wait(self, seconds: float, files: Sequence[int] = ()) -> bool:
+        """Wait for signals, or descriptors; true if what is deployed now shall end."""
         self._beat()
-        while (left := end - time.monotonic()) > 0 and not self._stopping:
-            found = signal.sigtimedwait(_SIGNALS, left)
-            if found is not None:
-                self._told(found.si_signo)
+        if (number := self._signals.wait(seconds, files)) is not None:
+            self._told(number)
         return self._stopping or self._next is not None
 
     def _told(self, number: int) -> None:

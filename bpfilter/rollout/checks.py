@@ -9,6 +9,7 @@ from bpfilter.rollout import host, interfaces
 from bpfilter.rollout.attached import Attached
 from bpfilter.rollout.drift import Fingerprint
 from bpfilter.rollout.mark import MarkUse
+from bpfilter.rollout.program import Program
 from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.tables import Tables
 from bpfilter.rollout.trouble import Cause, Trouble
@@ -39,6 +40,13 @@ def links(wanted: Sequence[str], scope: Scope, attached: Mapping[str, int]) -> T
         or unfit_links(attached)
         or interfaces.changed(wanted, scope, attached)
     )
+
+
+def programs(program: Program, marked: bool) -> Trouble | None:
+    """Whether ours is where it was, and where marks count no other beside it."""
+    if not program.attached():
+        return Trouble("our program is no longer attached", Cause.HOST)
+    return foreign_programs(program.foreign()) if marked else None
 
 
 def foreign_programs(foreign: Sequence[Attached]) -> Trouble | None:

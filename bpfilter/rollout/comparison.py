@@ -108,6 +108,9 @@ class Sample:
 class Comparison:
     """All since the stage began. `predicted` counts every packet the program looked at.
 
+    `rules`: those that predicted a packet; `known`: how many could. A rule that is not there has
+    predicted none.
+
     `punted`: left to iptables, by reason, so nothing was predicted. `lost_samples`: mismatches of
     which no sample was kept, for the ring is bounded; they are counted all the same.
     """
@@ -122,6 +125,7 @@ class Comparison:
     incomparable: Mapping[Incomparable, int]
     samples: tuple[Sample, ...]
     lost_samples: int = 0
+    known: int = 0
     remembered: int = 0
     """Predictions that were made to be compared: all that follows from `rules` on is about them."""
 
@@ -168,6 +172,7 @@ def together(parts: Sequence[Comparison]) -> Comparison:
         incomparable=_sums(part.incomparable for part in parts),
         samples=tuple(sorted((s for part in parts for s in part.samples), key=lambda s: s.at)),
         lost_samples=sum(part.lost_samples for part in parts),
+        known=sum(part.known for part in parts),
         remembered=sum(part.remembered for part in parts),
     )
 

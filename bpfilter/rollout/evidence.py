@@ -24,7 +24,7 @@ def summary(comparison: Comparison, samples: int = _MOST_SAMPLES) -> Mapping[str
         "mismatches": comparison.mismatches,
         "unseen": {cause.name.lower(): n for cause, n in comparison.unseen.items()},
         "not_comparable": {cause.name.lower(): n for cause, n in comparison.incomparable.items()},
-        "rules": len(comparison.rules),
+        "rules": comparison.known,
         "exercised": exercised,
         "lost_samples": comparison.lost_samples,
         "samples": [_sample(sample) for sample in comparison.samples[:samples]],

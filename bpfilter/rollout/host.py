@@ -11,12 +11,14 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
+from pyroute2 import IPRoute, NetlinkError
+from pyroute2.nftables.main import NFTables
 
 from bpfilter.rollout.mark import WHOLE, MarkUse
 from bpfilter.ruleset.model import Rule, Ruleset
@@ -32,6 +34,9 @@ _TRACKING = frozenset(
      "CONNMARK", "CONNSECMARK", "CT", "NOTRACK", "SYNPROXY"}
 )  # fmt: skip
 """Matches and targets that make conntrack follow the packets of a network namespace."""
+_NFT_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+"""NFPROTO_… of linux/netfilter.h, as nft(8) names them."""
+
 _XTABLES = frozenset({"raw", "mangle", "nat", "filter", "security"})
 _ARPHRD_ETHER = 1
 _OUTSIDE_VRF = "leave it to iptables, and attach interfaces outside of VRFs"
@@ -108,18 +113,31 @@ def shared_hooks() -> frozenset[str]:
 def nft_listing() -> Sequence[Any] | None:
     """As `native_nft`, but None where nothing can be listed.
 
-    The tables of iptables-nft are not even asked for: with thousands of rules that takes a second.
+    The tables of iptables-nft are not even asked for, nor is nft(8) where there are no others: with
+    thousands of rules it takes a second for them, and a seventh for the names of tables alone.
     """
-    tables = _listed("tables")
+    tables = _nft_tables()
     if tables is None:
         return None
-    named = [entry["table"] for entry in tables if "table" in entry]
-    parts = [
-        _listed("table", table["family"], table["name"])
-        for table in named
-        if not _of_xtables(table)
-    ]
+    native = [table for table in tables if not _of_xtables(table)]
+    parts = [_listed("table", table["family"], table["name"]) for table in native]
+    if None in parts:
+        return None
     return [entry for part in parts for entry in part or ()]
+
+
+def _nft_tables() -> Sequence[Mapping[str, str]] | None:
+    try:
+        with closing(NFTables(nfgen_family=0)) as nft:
+            return [
+                {
+                    "family": _NFT_FAMILIES[table["nfgen_family"]],
+                    "name": table.get_attr("NFTA_TABLE_NAME"),
+                }
+                for table in nft.get_tables()
+            ]
+    except (OSError, NetlinkError):
+        return None
 
 
 def _listed(*what: str) -> Sequence[Any] | None:

@@ -38,14 +38,11 @@ POLL_SECONDS = 0.1
 NOTICE_SECONDS = 0.25
 """Between two full looks at everything that events of the kernel cause."""
 
-_SLICES = 5
-"""So often within POLL_SECONDS the daemon sees whether the kernel has told something."""
-
 CONFIRMED, PENDING = "confirmed", "pending"
 _ENDS = (Cause.MISMATCH, Cause.LOST, Cause.PROBE)
 
-Wait = Callable[[float], bool]
-"""Waits so many seconds; true as soon as the process is told to stop."""
+Wait = Callable[[float, Sequence[int]], bool]
+"""Waits so many seconds, or until a descriptor can be read; true if the process is to stop."""
 
 
 class Unconfirmed(RolloutError):
@@ -90,7 +87,7 @@ def serve(
             while True:
                 if (ending := service.step()) is not None:
                     return ending
-                if _rest(watcher, wait):
+                if wait(POLL_SECONDS, watcher.files):
                     journal.event(Cause.STOPPED, "bpfilterd was told to stop")
                     return Ending.STOPPED
         except BpfilterError as error:
@@ -98,15 +95,6 @@ def serve(
             raise
         finally:
             service.close()
-
-
-def _rest(watcher: Watcher, wait: Wait) -> bool:
-    for _ in range(_SLICES):
-        if wait(POLL_SECONDS / _SLICES):
-            return True
-        if watcher.pending():
-            break
-    return False
 
 
 class Service:
@@ -122,6 +110,7 @@ class Service:
         settled: Settled,
     ) -> None:
         self.rollout = rollout
+        rollout.watched = True
         self._settled = settled
         self.goal = goal
         self._journal = journal

@@ -55,6 +55,8 @@ class Rollout:
         self.stage = Stage.OFF
         self.scope = Scope()
         self.waivers: tuple[Waiver, ...] = ()
+        self.watched = False
+        """Whether somebody calls `noticed` and `look_again` with all that a `Watcher` sees."""
         self.prepared: Prepared | None = None
         self.mark: MarkField | None = None
         self.lease: Lease | None = None
@@ -418,22 +420,20 @@ class Rollout:
             return Trouble("nothing is loaded", Cause.HOST)
         if self.lease.seconds_left == 0:
             return Trouble("the stage was not confirmed in time", Cause.UNCONFIRMED)
-        if (moved := checks.links(self.request.interfaces, self.scope, self.links)) is not None:
-            return moved
-        if not program.attached():
-            return Trouble("our program is no longer attached", Cause.HOST)
+        self._ticks += 1
+        if self._ticks % _HOST_TICKS == 0 or not self.watched:
+            links = checks.links(self.request.interfaces, self.scope, self.links)
+            if found := links or checks.programs(program, self.mark is not None):
+                return found
         program.poll()
         if self.mark is not None and (found := program.inspect(self.request.guards, self.waivers)):
             return found
-        if self.mark is not None and (foreign := checks.foreign_programs(program.foreign())):
-            return foreign
         generation = program.observe()
         drifted = checks.drifted(self._expected, () if thorough else program.unedited(generation))
         return drifted or self._host_trouble(generation) or self._follow(generation)
 
     def _host_trouble(self, generation: Generation) -> Trouble | None:
         """What only matters to marks, looked at now and then and after any edit of rules."""
-        self._ticks += 1
         edited = self._program is not None and generation != self._program.generation
         if self.mark is None or not (edited or self._ticks % _HOST_TICKS == 0):
             return None

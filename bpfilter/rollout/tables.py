@@ -14,7 +14,7 @@ from bpfilter.rollout import ours
 from bpfilter.rollout.dispatch import Dispatch
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
-from bpfilter.ruleset.tools import find, run, tool
+from bpfilter.ruleset.tools import find, no_legacy_tables, run, tool
 
 _WAIT_SECONDS = "10"
 
@@ -28,6 +28,8 @@ class Tables:
 
     def save(self, *, counters: bool = False) -> str:
         """The text of iptables-save; RolloutError unless it is whole, LiveReadError without it."""
+        if self.backend is Backend.LEGACY and no_legacy_tables(self.family):
+            return ""
         name = tool(self.family, self.backend, "save")
         code, output, errors = run(name, ["-c"] if counters else [])
         text = output.decode("utf-8", "surrogateescape")

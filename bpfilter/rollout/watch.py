@@ -8,7 +8,6 @@ have no such messages and are looked at whenever `drain` is called. Nothing here
 from __future__ import annotations
 
 import errno
-import select
 import socket
 import struct
 import time
@@ -79,7 +78,6 @@ class Watcher:
     def __init__(self) -> None:
         """OSError if the kernel refuses routing messages; other sources may be absent."""
         self._stack = ExitStack()
-        self._poll = select.poll()
         self._route = self._open(_ROUTE, _RTNL_GROUPS)
         self._others: dict[Kind, socket.socket] = {}
         for kind, protocol, groups in (
@@ -100,7 +98,6 @@ class Watcher:
         self._stack.enter_context(opened)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         opened.bind((0, sum(1 << (group - 1) for group in groups)))
-        self._poll.register(opened, select.POLLIN)
         return opened
 
     def __enter__(self) -> Watcher:
@@ -125,9 +122,10 @@ class Watcher:
             index: known[index] if index in known else tcx_revision(index) for index in indexes
         }
 
-    def pending(self) -> bool:
-        """Whether the kernel has told something since the last `drain`; never waits."""
-        return bool(self._poll.poll(0))
+    @property
+    def files(self) -> tuple[int, ...]:
+        """Descriptors that can be read as soon as the kernel has told something."""
+        return tuple(source.fileno() for source in (self._route, *self._others.values()))
 
     def drain(self) -> tuple[Event, ...]:
         """What changed since the last call, each change once."""

@@ -62,7 +62,7 @@ class Watch:
         self._names = names
         self._since = time.time()
         self._keys = [_keys(slot) for slot in classifier.contents.slots]
-        self._idle = {key: Pairs({}) for keys in self._keys for key in keys if key is not None}
+        self._known = len({key for keys in self._keys for key in keys if key is not None})
         self._first: dict[RuleKey, float] = {}
         self._samples: list[Sample] = []
         self._dropped = 0
@@ -127,7 +127,8 @@ class Watch:
             share=options.shadow_share or options.verify_share,
             predicted=sum(outcomes.values()) + sum(punted.values()),
             punted=punted,
-            rules=self._idle | rules,
+            rules=rules,
+            known=self._known,
             unseen={cause: tally[name] for cause, name in _UNSEEN.items()},
             incomparable=incomparable,
             samples=tuple(self._samples),
@@ -237,6 +238,7 @@ def by_counters(
         unseen={Unseen.BEFORE: sum(report.lost for _, _, report in reports)},
         incomparable={Incomparable.OPEN: sum(report.diverted for _, _, report in reports)},
         samples=(),
+        known=len(rules),
         remembered=decided,
     )
 

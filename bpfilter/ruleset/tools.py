@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 from bpfilter.errors import LiveReadError
 from bpfilter.ruleset.fields import Family
@@ -49,6 +50,18 @@ def run(name: str, arguments: Sequence[str] = (), stdin: bytes = b"") -> tuple[i
             hint="another process may hold the xtables lock: see `fuser /run/xtables.lock`",
         ) from None
     return done.returncode, done.stdout, done.stderr.decode("utf-8", "backslashreplace").strip()
+
+
+def no_legacy_tables(family: Family) -> bool:
+    """Whether this network namespace has not one table of the legacy backend; quick.
+
+    False also where that cannot be told.
+    """
+    name = "ip_tables_names" if family is Family.IPV4 else "ip6_tables_names"
+    try:
+        return not Path("/proc/thread-self/net", name).read_bytes()
+    except OSError:
+        return False
 
 
 def default_backend() -> Backend:

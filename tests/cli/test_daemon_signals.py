@@ -9,11 +9,12 @@ import pytest
 
 BUSY = """
 import os, signal
-from bpfilter.cli.daemon import listen, told
-listen()
+from bpfilter.cli.daemon import told
+from bpfilter.daemon.signals import Signals
+wait = told(Signals([signal.{name}]))
 os.kill(os.getpid(), signal.{name})
 sum(range(3_000_000))
-print(told(1.0), told(0.0))
+print(wait(1.0, []), wait(0.0, []))
 """
 
 

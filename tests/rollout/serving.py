@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 from bpfilter.rollout.gates import Gates
@@ -37,8 +38,8 @@ def served(
 def led(steps: Iterator[None]) -> Wait:
     """The daemon's `wait`, which goes on with the script; at its end the daemon is to stop."""
 
-    def wait(seconds: float) -> bool:
-        time.sleep(seconds / 4)
+    def wait(seconds: float, files: Sequence[int]) -> bool:
+        select.select(files, [], [], seconds / 8)
         return next(steps, steps) is steps
 
     return wait

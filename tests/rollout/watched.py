@@ -108,7 +108,7 @@ def watched(
 
 def pairs(comparison: Comparison, number: int, family: Family = Family.IPV4) -> Pairs:
     """What was counted at a rule of INPUT; 0 is the policy."""
-    return comparison.rules[RuleKey(family, RuleRef("filter", "INPUT", number))]
+    return comparison.rules.get(RuleKey(family, RuleRef("filter", "INPUT", number)), Pairs({}))
 
 
 def said_and_was(comparison: Comparison, number: int) -> dict[tuple[str, str], int]:
