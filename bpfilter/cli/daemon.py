@@ -18,7 +18,6 @@ from typing import Annotated
 import structlog
 import typer
 
-from bpfilter.api.access import Guard
 from bpfilter.cli.run import run_app
 from bpfilter.daemon.desired import of_settings
 from bpfilter.daemon.logs import configure
@@ -146,6 +145,9 @@ def daemon_command(
 
 
 def _check(config: Path) -> None:
+    # The daemon itself does without the API's libraries, which take as much memory as its rules.
+    from bpfilter.api.access import Guard
+
     settings = load(config)
     of_settings(settings.deployment)
     Guard(settings.api)

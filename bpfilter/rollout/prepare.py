@@ -18,6 +18,7 @@ from bpfilter.compiler.plan import ChainPlan, Image, Plan
 from bpfilter.errors import ProofFailed, RolloutError
 from bpfilter.kernel.routing import host_forwards
 from bpfilter.rollout import ours
+from bpfilter.rollout.apart import apart
 from bpfilter.rollout.comparison import RuleKey
 from bpfilter.rollout.dispatch import Dispatch, merge, render
 from bpfilter.rollout.drift import Fingerprint
@@ -36,6 +37,9 @@ LIVE_CHAINS = (("filter", "INPUT"), ("filter", "FORWARD"), OUTPUT)
 
 Proofs = Mapping[tuple[str, str], Proof]
 """By table and chain."""
+
+_LARGE = 2000
+"""Entries of a chain from which on its proof gets a process, and memory, of its own."""
 
 _FEW = 1000
 """Packets that rank the residual functions; the proof lists them all, where it comes so far."""
@@ -303,7 +307,8 @@ def _read(tables: Tables, save: str) -> Ruleset:
 
 
 def _proven(ruleset: Ruleset, chain: ChainPlan, force: bool) -> Proof:
-    proof = prove(ruleset, chain)
+    large = len(chain.flat.entries) >= _LARGE
+    proof = apart(prove, ruleset, chain) if large else prove(ruleset, chain)
     if proof.counterexample is not None:
         example = describe_counterexample(proof.counterexample, chain.flat.space)
         raise ProofFailed(

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from bpfilter.errors import BpfilterError, RolloutError
 from bpfilter.rollout import detail
+from bpfilter.rollout.apart import give_back
 from bpfilter.rollout.comparison import unjudged
 from bpfilter.rollout.gates import Gate, judge
 from bpfilter.rollout.goal import Goal, Policy, Report, Settled, nobody
@@ -245,6 +246,7 @@ class Service:
             self._started = True
             self._settled(self.goal)
         self._publish()
+        give_back()
 
     def _check_goal(self, goal: Goal, prepared: Prepared) -> None:
         for sentence in prepared.notices():
@@ -296,6 +298,7 @@ class Service:
         self._next_tick = time.monotonic() + RENEW_SECONDS
         self._event("followed", f"in force again after {time.monotonic() - began:.2f} s")
         self._publish()
+        give_back()
 
     def _advance(self) -> None:
         """Look at the gates, and go on to the goal when all are open."""
@@ -346,6 +349,7 @@ class Service:
             self._settled(goal)
         self._gates = ()
         self._event("stage", f"stage {goal.stage}" + self._until())
+        give_back()
 
     def _put_pending(self, deadline: int) -> None:
         document = {"id": self.goal.confirm_id, "deadline": deadline, "boot": boot_id()}
