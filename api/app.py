@@ -21,23 +21,22 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from bpfilter import __version__
 from bpfilter.api import problems
 from bpfilter.api.access import Guard
+from bpfilter.api.audit import Trail
+from bpfilter.api.contract import describe
 from bpfilter.api.identity import Caller, Role
 from bpfilter.api.keeper import Deployment, Keeper
+from bpfilter.api.limits import BodyLimits, Streams
 from bpfilter.api.metrics import exposition
-from bpfilter.api.operations import Operation, Operations
+from bpfilter.api.operations import Operations
+from bpfilter.api.planning import finished, routes
 from bpfilter.api.problems import ApiError, Problem
-from bpfilter.api.schemas import (
-    DeploymentRequest,
-    DiffRequest,
-    ExplainRequest,
-    Identity,
-    PlanRequest,
-)
-from bpfilter.api.work import compared, explained, goal_of, live_ruleset, planned
+from bpfilter.api.roles import Operator, at_least
+from bpfilter.api.schemas import DeploymentRequest, Identity
+from bpfilter.api.work import goal_of, live_ruleset, still_live
 from bpfilter.rollout.doctor import examine
-from bpfilter.rollout.journal import Stage
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.writer import write
+from bpfilter.settings import Api
 
 _EVENT_SECONDS = 0.5
 _KEEP_ALIVE_TURNS = 30
@@ -46,14 +45,48 @@ _PROBLEM: dict[int | str, dict[str, Any]] = {
     "5XX": {"model": Problem, "description": "The host cannot do it"},
 }
 
-Audit = Callable[[Caller, str, Any], None]
+Log = Callable[[Caller, str, Any], None]
+_TEXT: dict[str, Any] = {"schema": {"type": "string"}}
+_OBJECT: dict[str, Any] = {"schema": {"type": "object"}}
+_NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"description": "Not in force", "content": {"text/plain": _TEXT}}
+}
+_RULESET: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": _OBJECT, "text/plain": _TEXT}}
+}
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            "application/json": _OBJECT,
+            "application/jsonl": _TEXT,
+            "text/event-stream": _TEXT,
+        }
+    }
+}
 DryRun = Annotated[bool, Query(description="Check everything, change nothing.")]
 IfMatch = Annotated[str | None, Header(description="The ETag that the change is based on.")]
 
 
-def application(keeper: Keeper, guard: Guard, audit: Audit) -> FastAPI:
-    """The API over a daemon; `guard` knows callers, `audit` is told of every mutation."""
-    app = FastAPI(
+def application(keeper: Keeper, guard: Guard, trail: Trail, log: Log, limits: Api) -> FastAPI:
+    """The API over a daemon; `guard` knows callers, `trail` and `log` are told of mutations."""
+    app = blueprint()
+    app.state.keeper, app.state.guard = keeper, guard
+    app.state.trail, app.state.log = trail, log
+    app.state.operations = Operations()
+    app.state.turn = asyncio.Lock()
+    app.state.streams = Streams(limits.event_clients)
+    app.add_middleware(BodyLimits, limits=limits)
+    return app
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        return describe(self)
+
+
+def blueprint() -> FastAPI:
+    """The routes and their description, without a daemon behind them."""
+    app = _Application(
         title="bpfilter",
         version=__version__,
         openapi_url="/v1/openapi.json",
@@ -62,42 +95,17 @@ def application(keeper: Keeper, guard: Guard, audit: Audit) -> FastAPI:
         responses=_PROBLEM,
         separate_input_output_schemas=False,
     )
-    app.state.keeper, app.state.audit = keeper, audit
-    app.state.operations = Operations()
-    app.state.guard = guard
     problems.install(app)
-    app.include_router(_open)
-    app.include_router(_reading, dependencies=[Depends(_at_least(Role.READ))])
-    app.include_router(_operating)
+    for router in (_open, _scraped, _reading, routes, _operating, _administering):
+        app.include_router(router)
     return app
 
 
-def _caller(request: Request) -> Caller:
-    guard: Guard = request.app.state.guard
-    return guard.caller(request)
-
-
-def _at_least(role: Role) -> Callable[[Request], Caller]:
-    def check(request: Request) -> Caller:
-        caller = _caller(request)
-        if caller.role < role:
-            raise ApiError(
-                HTTPStatus.FORBIDDEN,
-                "forbidden",
-                f"{caller.name} has role {caller.role.name.lower()}, this needs"
-                f" {role.name.lower()}",
-                hint="roles are given in [api.roles] of the configuration",
-            )
-        return caller
-
-    return check
-
-
-Operator = Annotated[Caller, Depends(_at_least(Role.OPERATE))]
-
 _open = APIRouter()
-_reading = APIRouter(prefix="/v1")
+_reading = APIRouter(prefix="/v1", dependencies=[Depends(at_least(Role.READ))])
+_scraped = APIRouter(dependencies=[Depends(at_least(Role.READ))])
 _operating = APIRouter(prefix="/v1")
+_administering = APIRouter(prefix="/v1", dependencies=[Depends(at_least(Role.ADMIN))])
 
 
 def _keeper(request: Request) -> Keeper:
@@ -111,7 +119,7 @@ async def health() -> str:
     return "ok\n"
 
 
-@_open.get("/readyz", operation_id="ready", response_class=PlainTextResponse)
+@_open.get("/readyz", operation_id="ready", response_class=PlainTextResponse, responses=_NOT_READY)
 async def ready(request: Request) -> PlainTextResponse:
     """200 if a daemon runs and what it was asked for is in force, else 503."""
     found = (await asyncio.to_thread(_keeper(request).deployment)).document
@@ -119,7 +127,7 @@ async def ready(request: Request) -> PlainTextResponse:
     return PlainTextResponse("ok\n" if fine else "not in force\n", 200 if fine else 503)
 
 
-@_reading.get("/metrics", operation_id="metrics", response_class=PlainTextResponse)
+@_scraped.get("/metrics", operation_id="metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> PlainTextResponse:
     """Prometheus metrics; no label holds an address."""
     keeper = _keeper(request)
@@ -137,7 +145,7 @@ async def host() -> dict[str, Any]:
     return {"findings": [asdict(finding) for finding in findings]}
 
 
-@_reading.get("/rulesets/{family}", operation_id="getRuleset")
+@_reading.get("/rulesets/{family}", operation_id="getRuleset", responses=_RULESET)
 async def ruleset(family: Family, accept: Annotated[str, Header()] = "*/*") -> Response:
     """The live ruleset; its ETag is the digest. `Accept: text/plain` gives iptables-save text."""
     found = await asyncio.to_thread(live_ruleset, family)
@@ -156,44 +164,6 @@ async def ruleset(family: Family, accept: Annotated[str, Header()] = "*/*") -> R
 
 def _printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-@_reading.post("/plans", operation_id="createPlan", status_code=HTTPStatus.ACCEPTED)
-async def create_plan(request: Request, wanted: PlanRequest) -> JSONResponse:
-    """Translate and prove a ruleset; follow the operation for the plan report."""
-    operation = request.app.state.operations.start("plan", lambda say: planned(wanted, say))
-    return _accepted(operation)
-
-
-@_reading.post("/diffs", operation_id="createDiff", status_code=HTTPStatus.ACCEPTED)
-async def create_diff(request: Request, wanted: DiffRequest) -> JSONResponse:
-    """Which packets two rulesets treat differently; follow the operation for the answer."""
-    operation = request.app.state.operations.start("diff", lambda say: compared(wanted, say))
-    return _accepted(operation)
-
-
-@_reading.post("/explain", operation_id="createExplanation", status_code=HTTPStatus.ACCEPTED)
-async def create_explanation(request: Request, wanted: ExplainRequest) -> JSONResponse:
-    """One packet's way through the rules and the program; follow the operation."""
-    operation = request.app.state.operations.start("explain", lambda say: explained(wanted, say))
-    return _accepted(operation)
-
-
-def _accepted(operation: Operation) -> JSONResponse:
-    place = {"Location": f"/v1/operations/{operation.identity}"}
-    return JSONResponse(_operation(operation), HTTPStatus.ACCEPTED, place)
-
-
-def _operation(operation: Operation) -> dict[str, Any]:
-    document = asdict(operation)
-    document["id"] = document.pop("identity")
-    return document
-
-
-@_reading.get("/operations/{identity}", operation_id="getOperation")
-async def operation(request: Request, identity: Identity) -> dict[str, Any]:
-    """How far an operation is; its result or problem when it has ended."""
-    return _operation(request.app.state.operations.get(identity))
 
 
 @_reading.get("/deployment", operation_id="getDeployment")
@@ -222,16 +192,22 @@ async def put_deployment(
 ) -> JSONResponse:
     """Say what shall be deployed. Needs If-Match with the deployment's ETag (`*` for any)."""
     keeper = _keeper(request)
-    present = await asyncio.to_thread(keeper.deployment)
-    _match(if_match, present.revision)
     goal = goal_of(wanted)
-    if not dry_run:
-        request.app.state.audit(caller, "put deployment", wanted.model_dump(mode="json"))
-        if wanted.stage is Stage.OFF:
-            await asyncio.to_thread(keeper.rollback)
-        else:
+    async with request.app.state.turn:
+        _match(if_match, (await asyncio.to_thread(keeper.deployment)).revision)
+        await asyncio.to_thread(keeper.check, goal, wanted.interfaces)
+        if wanted.plan is not None:
+            await asyncio.to_thread(still_live, finished(request, "plan", wanted.plan))
+        if not dry_run:
+            await _audit(request, caller, "put deployment", wanted.model_dump(mode="json"))
             await asyncio.to_thread(keeper.deploy, goal, wanted.interfaces)
-    return _deployed(await asyncio.to_thread(keeper.deployment))
+        found = await asyncio.to_thread(keeper.deployment)
+    return _deployed(found)
+
+
+async def _audit(request: Request, caller: Caller, what: str, detail: Any) -> None:
+    await asyncio.to_thread(request.app.state.trail.record, caller, what, detail)
+    request.app.state.log(caller, what, detail)
 
 
 def _match(if_match: str | None, revision: str) -> None:
@@ -257,11 +233,25 @@ async def confirm(
     request: Request, identity: Identity, caller: Operator, dry_run: DryRun = False
 ) -> dict[str, str]:
     """Confirm a stage change: it stays."""
+    keeper = _keeper(request)
+    await asyncio.to_thread(keeper.pending, identity)
     if dry_run:
         return {"result": f"would confirm {identity}"}
-    request.app.state.audit(caller, "confirm", identity)
-    answer = await asyncio.to_thread(_keeper(request).confirm, identity)
-    return {"result": answer.sentence}
+    await _audit(request, caller, "confirm", identity)
+    return {"result": (await asyncio.to_thread(keeper.confirm, identity)).sentence}
+
+
+@_operating.post("/deployment/commits/{identity}/cancel", operation_id="cancelCommit")
+async def cancel(
+    request: Request, identity: Identity, caller: Operator, dry_run: DryRun = False
+) -> dict[str, str]:
+    """Take an unconfirmed stage change back now: to off, as if its time were over."""
+    keeper = _keeper(request)
+    await asyncio.to_thread(keeper.pending, identity)
+    if dry_run:
+        return {"result": f"would cancel {identity}"}
+    await _audit(request, caller, "cancel", identity)
+    return {"result": (await asyncio.to_thread(keeper.cancel, identity)).sentence}
 
 
 @_operating.post("/deployment/rollback", operation_id="rollback")
@@ -269,15 +259,36 @@ async def rollback(request: Request, caller: Operator, dry_run: DryRun = False) 
     """Back to off at once: iptables decides alone."""
     if dry_run:
         return {"result": "would go back to off"}
-    request.app.state.audit(caller, "rollback", None)
+    await _audit(request, caller, "rollback", None)
     answer = await asyncio.to_thread(_keeper(request).rollback)
     return {"result": answer.sentence}
 
 
-@_reading.get("/events", operation_id="getEvents")
+@_reading.get("/counters", operation_id="getCounters")
+async def merged_counters(request: Request, family: Family | None = None) -> dict[str, Any]:
+    """Each rule's counters as they would be without bpfilter, in iptables' order."""
+    return await asyncio.to_thread(_keeper(request).counters, family)
+
+
+@_reading.get("/history", operation_id="getHistory")
+async def history(request: Request) -> dict[str, Any]:
+    """The steps of the present journal: what was done to the host, oldest first."""
+    return {"steps": [asdict(step) for step in await asyncio.to_thread(_keeper(request).steps)]}
+
+
+@_administering.get("/audit", operation_id="getAudit")
+async def audited(
+    request: Request, after: Annotated[int, Query(ge=0, le=1 << 62)] = 0
+) -> dict[str, Any]:
+    """Who asked for which change, oldest first, those behind `after`."""
+    found = await asyncio.to_thread(request.app.state.trail.mutations, after)
+    return {"mutations": [asdict(each) for each in found]}
+
+
+@_reading.get("/events", operation_id="getEvents", responses=_EVENTS)
 async def events(
     request: Request,
-    after: Annotated[int, Query(ge=0, description="Only later ones.")] = 0,
+    after: Annotated[int, Query(ge=0, le=1 << 62, description="Only later ones.")] = 0,
     accept: Annotated[str, Header()] = "*/*",
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Response:
@@ -286,7 +297,10 @@ async def events(
     known = last_event_id is not None and _EVENT_NUMBER.fullmatch(last_event_id) is not None
     start = int(last_event_id or after) if known else after
     if "text/event-stream" in accept:
-        return StreamingResponse(_stream(request, keeper, start), media_type="text/event-stream")
+        streams: Streams = request.app.state.streams
+        streams.refuse_too_many()
+        followed = _stream(request, keeper, start, streams)
+        return StreamingResponse(followed, media_type="text/event-stream")
     found = [_event(*each) for each in await asyncio.to_thread(keeper.events, start)]
     if "application/jsonl" in accept:
         lines = "".join(json.dumps(event) + "\n" for event in found)
@@ -302,16 +316,19 @@ def _event(number: int, event: Any) -> dict[str, Any]:
     return {"id": number, **asdict(event)}
 
 
-async def _stream(request: Request, keeper: Keeper, after: int) -> AsyncIterator[str]:
+async def _stream(
+    request: Request, keeper: Keeper, after: int, streams: Streams
+) -> AsyncIterator[str]:
     quiet = 0
-    while not await request.is_disconnected():
-        found: Sequence[Any] = await asyncio.to_thread(keeper.events, after)
-        for number, event in found:
-            after = number
-            data = json.dumps(_event(number, event))
-            yield f"id: {number}\nevent: {event.kind}\ndata: {data}\n\n"
-        quiet = 0 if found else quiet + 1
-        if quiet >= _KEEP_ALIVE_TURNS:
-            quiet = 0
-            yield ": still here\n\n"
-        await asyncio.sleep(_EVENT_SECONDS)
+    with streams.one():
+        while not await request.is_disconnected():
+            found: Sequence[Any] = await asyncio.to_thread(keeper.events, after)
+            for number, event in found:
+                after = number
+                data = json.dumps(_event(number, event))
+                yield f"id: {number}\nevent: {event.kind}\ndata: {data}\n\n"
+            quiet = 0 if found else quiet + 1
+            if quiet >= _KEEP_ALIVE_TURNS:
+                quiet = 0
+                yield ": still here\n\n"
+            await asyncio.sleep(_EVENT_SECONDS)

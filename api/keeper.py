@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -16,18 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from bpfilter.api.problems import ApiError
+from bpfilter.errors import RolloutError
 from bpfilter.rollout.asking import ask, start_daemon
+from bpfilter.rollout.counters import counters
 from bpfilter.rollout.detail import ask_detail
 from bpfilter.rollout.goal import Goal
-from bpfilter.rollout.journal import GONE, Answer, Event, Journal, Stage, running
+from bpfilter.rollout.journal import GONE, Answer, Event, Journal, Stage, Step, running
 from bpfilter.rollout.status import STATUS
+from bpfilter.ruleset.fields import Family
 
 Document = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What is deployed. `revision` changes with every change of the goal or the stage."""
+    """What is deployed. `revision` changes with every wish, and with the stage that is reached."""
 
     document: Document
     revision: str
@@ -38,6 +42,7 @@ class Keeper:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._wish = secrets.token_hex(8)
 
     def deployment(self) -> Deployment:
         """The present deployment; stage off where no daemon runs."""
@@ -46,29 +51,57 @@ class Keeper:
         document = {"stage": str(Stage.OFF), "goal": str(Stage.OFF), **document}
         document["running"] = found is not None
         stable = {name: document.get(name) for name in _REVISED}
+        stable["wish"] = self._wish
         digest = hashlib.sha256(json.dumps(stable, sort_keys=True, default=str).encode())
         return Deployment(document, digest.hexdigest()[:16])
 
+    def check(self, goal: Mapping[str, Any], interfaces: Sequence[str]) -> None:
+        """What `deploy` checks first; UsageError or ApiError. Changes nothing."""
+        found = Goal.of(goal)
+        if found.stage is Stage.OFF or interfaces or running(self._directory) is not None:
+            return
+        raise ApiError(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "validation",
+            "interfaces: no daemon runs yet, so it must be told where to attach",
+            hint="name the interfaces",
+        )
+
     def deploy(self, goal: Mapping[str, Any], interfaces: Sequence[str]) -> Answer:
-        """Start the daemon with a goal, or give the running one a new goal; does not wait."""
-        Goal.of(goal)
+        """Start the daemon with a goal, or give the running one a new goal; does not wait.
+
+        Stage off is a rollback.
+        """
+        self.check(goal, interfaces)
+        if Goal.of(goal).stage is Stage.OFF:
+            return self.rollback()
+        wish = {**goal, "request": {"interfaces": list(interfaces) or None}}
         if running(self._directory) is not None:
-            wish = {**goal, "request": {"interfaces": list(interfaces) or None}}
-            return ask(self._directory, "goal", wish)
-        if not interfaces:
-            raise ApiError(
-                HTTPStatus.UNPROCESSABLE_ENTITY,
-                "validation",
-                "interfaces: no daemon runs yet, so it must be told where to attach",
-                hint="name the interfaces",
-            )
-        words = [word for name in interfaces for word in ("--interface", name)]
-        start_daemon(self._directory, [*words, "--goal", json.dumps(goal)])
-        return Answer(True, "bpfilterd was started")
+            answer = ask(self._directory, "goal", wish)
+        else:
+            words = [word for name in interfaces for word in ("--interface", name)]
+            start_daemon(self._directory, [*words, "--goal", json.dumps(goal)])
+            answer = Answer(True, "bpfilterd was started")
+        self._wish = hashlib.sha256(json.dumps(wish, sort_keys=True).encode()).hexdigest()
+        return answer
 
     def detail(self) -> Document:
         """What the daemon knows rule by rule; RolloutError where none runs."""
         return dict(ask_detail(self._directory))
+
+    def pending(self, number: str) -> None:
+        """RolloutError unless a commit of that id waits for its confirmation."""
+        found = self.deployment().document.get("confirm")
+        if found is None or found["id"] != number:
+            raise RolloutError(
+                f"no commit {number} waits for a confirmation",
+                hint="GET /v1/deployment shows under `confirm` what waits",
+            )
+
+    def cancel(self, number: str) -> Answer:
+        """Take a commit back before its time is over; RolloutError as `pending`."""
+        self.pending(number)
+        return self.rollback()
 
     def confirm(self, number: str) -> Answer:
         """Confirm a commit by its id; RolloutError if it is too late or unknown."""
@@ -76,6 +109,7 @@ class Keeper:
 
     def rollback(self) -> Answer:
         """Back to off; done at once where nothing is deployed."""
+        self._wish = "off"
         if running(self._directory) is None:
             return Answer(True, "off: nothing is deployed")
         return ask(self._directory, "rollback", {})
@@ -87,6 +121,18 @@ class Keeper:
                 return [(e.number, e) for e in journal.events() if e.number > after]
         except GONE:
             return []
+
+    def steps(self) -> Sequence[Step]:
+        """What the journal says was done; nothing where there is no journal."""
+        try:
+            with Journal(self._directory, create=False) as journal:
+                return journal.steps()
+        except GONE:
+            return ()
+
+    def counters(self, family: Family | None) -> Document:
+        """The rules' counters with what programs decided; errors as `rollout.counters`."""
+        return counters(self._directory, tuple(Family) if family is None else (family,))
 
     def _document(self, name: str) -> Mapping[str, Any]:
         try:

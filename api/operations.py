@@ -69,12 +69,17 @@ class Operations:
             )
         operation = Operation(kind)
         self._known[operation.identity] = operation
-        while len(self._known) > _KEPT:
-            self._known.popitem(last=False)
+        ended = [each.identity for each in self._known.values() if each.ended is not None]
+        for identity in ended[: max(0, len(self._known) - _KEPT)]:
+            del self._known[identity]
         task = asyncio.create_task(self._run(operation, work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return operation
+
+    def of_kind(self, kind: str) -> list[Operation]:
+        """Those of one kind that are known, oldest first."""
+        return [each for each in self._known.values() if each.kind == kind]
 
     def get(self, identity: str) -> Operation:
         """ApiError 404 if there is none, or no more."""

@@ -111,6 +111,19 @@ def install(app: FastAPI) -> None:
         )
         return response(problem, error.headers)
 
+    @app.exception_handler(Exception)
+    async def defect(request: Request, error: Exception) -> JSONResponse:
+        status = HTTPStatus.INTERNAL_SERVER_ERROR
+        detail = f"the API met a defect of its own: {type(error).__name__}"
+        problem = Problem(
+            type=TYPES + "defect",
+            title=status.phrase,
+            status=status,
+            detail=detail,
+            hint="please report this with what the log says; nothing that is deployed changed",
+        )
+        return response(problem)
+
 
 def response(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """A problem as an HTTP response."""

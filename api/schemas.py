@@ -69,10 +69,14 @@ class Commit(_Request):
 
 
 class DeploymentRequest(_Request):
-    """The one deployment of this network namespace, as it shall be."""
+    """The one deployment of this network namespace, as it shall be.
+
+    `plan`: the id of a plan that was looked at; 409 if the live rules are no longer its rules.
+    """
 
     stage: Literal[Stage.OFF, Stage.SHADOW, Stage.CANARY, Stage.ENFORCE]
     interfaces: tuple[Interface, ...] = ()
+    plan: Identity | None = None
     commit: Commit | None = None
     canary: CanaryRequest | None = None
     gates: tuple[Annotated[str, Field(max_length=200)], ...] = ()

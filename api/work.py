@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -81,6 +81,15 @@ def _ruleset(
     if text is None:
         return live_ruleset(family or Family.IPV4, backend)
     return replace(read_text(text, source=source, family=family, backend=backend))
+
+
+def still_live(plan: Mapping[str, Any]) -> None:
+    """RolloutError if the live rules are no longer those that a plan was made of."""
+    found = live_ruleset(Family(plan["family"]))
+    if found.digest != plan["digest"]:
+        raise RolloutError(
+            "the live rules are not those of the plan", hint="make a new plan, look, and try again"
+        )
 
 
 def goal_of(wanted: DeploymentRequest) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import uvicorn
 
 from bpfilter.api.access import Guard
 from bpfilter.api.app import application
+from bpfilter.api.audit import Trail
 from bpfilter.api.identity import Caller
 from bpfilter.api.keeper import Keeper
 from bpfilter.api.server import bind_tcp, bind_unix, passed_sockets, server
@@ -63,7 +64,8 @@ def serve_command(
     def audit(caller: Caller, what: str, detail: Any) -> None:
         log.info("audit", caller=caller.name, by=caller.how, what=what, detail=detail)
 
-    app = application(Keeper(state or state_directory()), guard, audit)
+    directory = state or state_directory()
+    app = application(Keeper(directory), guard, Trail(directory), audit, settings.api)
     given = [socket.socket(fileno=number) for number in passed or ()]
     if supervised:
         os.nice(_NICER)

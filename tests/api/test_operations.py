@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 from bpfilter.api.operations import Operations, State
 from bpfilter.errors import RolloutError
@@ -31,3 +32,28 @@ def test_a_defect_ends_the_operation_too_and_shows_nothing_of_it() -> None:
     assert state is State.FAILED
     assert "broke off" in problem
     assert "secret" not in problem
+
+
+def test_what_still_waits_is_not_forgotten() -> None:
+    async def many() -> None:
+        operations = Operations()
+        gate = threading.Event()
+
+        def work(_say: object) -> dict[str, object]:
+            gate.wait(10)
+            return {}
+
+        for _ in range(100):
+            ended = operations.start("plan", lambda _say: {})
+            while ended.ended is None:
+                await asyncio.sleep(0)
+        waiting = [operations.start("plan", work) for _ in range(10)]
+        for _ in range(3):
+            operations.start("diff", work)
+        assert all(operations.get(each.identity) is each for each in waiting)
+        assert len(operations.of_kind("plan")) < 100
+        gate.set()
+        while waiting[-1].ended is None:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(many())

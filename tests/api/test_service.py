@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,9 @@ def test_from_nothing_to_enforced_and_back(net: Net, tmp_path: Path) -> None:
     with serving(net, tmp_path) as client:
         assert client.get(DEPLOYMENT).json()["stage"] == "off"
         assert client.get("/readyz").status_code == 503
+        nowhere = {"json": {"stage": "enforce"}, "headers": {"If-Match": "*"}}
+        for question in ("", "?dry_run=true"):
+            assert client.put(DEPLOYMENT + question, **nowhere).status_code == 422
         dry = client.put(
             DEPLOYMENT + "?dry_run=true",
             json={"stage": "enforce", "interfaces": ["v1"]},
@@ -91,14 +96,15 @@ def test_from_nothing_to_enforced_and_back(net: Net, tmp_path: Path) -> None:
         }
         assert put(client, **wanted).status_code == 200
         assert reached(client, "enforce")["confirm"]["id"] == "change-1"
-        assert client.post(f"{DEPLOYMENT}/commits/other/confirm").status_code == 409
+        for verb in ("confirm", "cancel", "confirm?dry_run=true", "cancel?dry_run=true"):
+            assert client.post(f"{DEPLOYMENT}/commits/other/{verb}").status_code == 409
         dry = client.post(f"{DEPLOYMENT}/commits/change-1/confirm?dry_run=true")
         assert dry.status_code == 200
         assert client.get(DEPLOYMENT).json()["confirm"]["id"] == "change-1", "still to be confirmed"
         assert client.post(f"{DEPLOYMENT}/commits/change-1/confirm").status_code == 200
         assert outcome(net, tables) == (FATES, 0)
         assert client.get("/readyz").status_code == 200
-        assert 'bpfilter_stage{stage="enforce"} 1.0' in client.get("/v1/metrics").text
+        assert 'bpfilter_stage{stage="enforce"} 1.0' in client.get("/metrics").text
         kinds = [event["kind"] for event in client.get("/v1/events").json()["events"]]
         assert "stage" in kinds and "confirmed" in kinds
         for odd in ("9" * 5000, "²", "-1"):
@@ -109,6 +115,66 @@ def test_from_nothing_to_enforced_and_back(net: Net, tmp_path: Path) -> None:
         with entered(net.fw):
             assert remains() == ()
         assert outcome(net, tables) == (FATES, 12)
+        trail = client.get("/v1/audit").json()["mutations"]
+        asked = [(each["what"], each["caller"]) for each in trail]
+        assert asked == [
+            ("put deployment", "root"),
+            ("confirm", "root"),
+            ("put deployment", "root"),
+        ], "dry runs and refusals by preconditions change nothing"
+
+
+def test_a_commit_that_is_cancelled_goes_back_at_once(net: Net, tmp_path: Path) -> None:
+    tables = load(net, Backend.NFT)
+    with serving(net, tmp_path) as client:
+        wanted = {
+            "stage": "enforce",
+            "interfaces": ["v1"],
+            "gates": ["seconds=0"],
+            "commit": {"id": "change-2", "seconds": 600},
+        }
+        tag = client.get(DEPLOYMENT).headers["ETag"]
+        assert put(client, **wanted).status_code == 200
+        late = client.put(DEPLOYMENT, json=wanted, headers={"If-Match": tag})
+        assert late.status_code == 412, "the same ETag serves once"
+        reached(client, "enforce")
+        numbers = client.get("/v1/counters?family=ipv4").json()["rules"]
+        assert "INPUT" in {rule["chain"] for rule in numbers}
+        assert client.get("/v1/history").json()["steps"]
+        assert client.post(f"{DEPLOYMENT}/commits/change-2/cancel").status_code == 200
+        reached(client, "off")
+        with entered(net.fw):
+            assert remains() == ()
+        assert outcome(net, tables) == (FATES, 12)
+
+
+def test_of_two_clients_with_one_etag_one_is_refused(net: Net, tmp_path: Path) -> None:
+    load(net, Backend.NFT)
+    with serving(net, tmp_path) as client, ThreadPoolExecutor(4) as pool:
+        tag = client.get(DEPLOYMENT).headers["ETag"]
+
+        def change(gate: int) -> int:
+            body = {"stage": "shadow", "interfaces": ["v1"], "gates": [f"seconds={gate}"]}
+            return client.put(DEPLOYMENT, json=body, headers={"If-Match": tag}).status_code
+
+        assert sorted(pool.map(change, range(4))) == [200, 412, 412, 412]
+        reached(client, "shadow")
+
+
+def test_bodies_are_bounded_in_size_and_time(net: Net, tmp_path: Path) -> None:
+    extra = "largest_body = 2048\nrequest_seconds = 0.5\n"
+    with serving(net, tmp_path, extra) as client:
+        large = client.post("/v1/plans", json={"ruleset": "#" * 4096})
+        assert large.status_code == 413
+        assert large.headers["content-type"] == "application/problem+json"
+        with socket.socket(socket.AF_UNIX) as slow:
+            slow.connect(str(tmp_path / "api.sock"))
+            slow.settimeout(30)
+            slow.sendall(
+                b"POST /v1/plans HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100\r\n\r\n{"
+            )
+            assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
 def test_changes_need_to_say_what_they_are_based_on(net: Net, tmp_path: Path) -> None:
@@ -149,6 +215,14 @@ def test_plans_and_diffs_are_operations(net: Net, tmp_path: Path) -> None:
     with serving(net, tmp_path) as client:
         plan = ended(client, client.post("/v1/plans", json={"ruleset": text}))
         assert plan["result"]["fates"]["native"] == 1
+        report = f"/v1/plans/{plan['id']}"
+        for form, begin in (("text/html", "<!"), ("text/markdown", "#"), ("*/*", "{")):
+            found = client.get(report, headers={"Accept": form})
+            assert found.text.lstrip().startswith(begin), form
+            assert found.headers["ETag"] == f'"{plan["result"]["digest"]}"'
+        assert [each["id"] for each in client.get("/v1/plans").json()["plans"]] == [plan["id"]]
+        body = {"stage": "shadow", "interfaces": ["v1"], "plan": plan["id"]}
+        assert put(client, **body).status_code == 409, "the live rules are not the plan's"
         diff = ended(client, client.post("/v1/diffs", json={"old": text, "new": text}))
         assert diff["result"]["same"] is True
         refused = ended(client, client.post("/v1/plans", json={"ruleset": "*filter\nnonsense\n"}))
