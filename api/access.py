@@ -8,15 +8,9 @@ from http import HTTPStatus
 
 from fastapi import Request
 
-from bpfilter.api.identity import (
-    Access,
-    Caller,
-    Role,
-    Token,
-    caller_of_token,
-    read_tokens,
-)
+from bpfilter.api.identity import Access, Caller, Role, caller_of_token
 from bpfilter.api.problems import ApiError
+from bpfilter.api.tokens import TokenFile
 from bpfilter.settings import Api
 
 _FAILURES, _WINDOW_SECONDS, _CLIENTS = 10, 60.0, 4096
@@ -31,9 +25,9 @@ class Guard:
         self._access = Access.of(settings.roles)
         tcp = settings.tcp
         self._certificates = {} if tcp is None else dict(tcp.certificate_roles)
-        self._tokens: tuple[Token, ...] = ()
+        self._file: TokenFile | None = None
         if tcp is not None and tcp.tokens is not None:
-            self._tokens = read_tokens(tcp.tokens)
+            self._file = TokenFile(tcp.tokens)
         self._failed: OrderedDict[str, list[float]] = OrderedDict()
 
     def caller(self, request: Request) -> Caller:
@@ -50,7 +44,8 @@ class Guard:
         address = request.client.host if request.client is not None else "?"
         self._refuse_guessing(address)
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-        found = caller_of_token(self._tokens, secret) if scheme.lower() == "bearer" else None
+        tokens = () if self._file is None else self._file.tokens()
+        found = caller_of_token(tokens, secret) if scheme.lower() == "bearer" else None
         if found is None:
             if secret:
                 self._note_failure(address)

@@ -234,8 +234,8 @@ async def confirm(
 ) -> dict[str, str]:
     """Confirm a stage change: it stays."""
     keeper = _keeper(request)
-    await asyncio.to_thread(keeper.pending, identity)
     if dry_run:
+        await asyncio.to_thread(keeper.pending, identity)
         return {"result": f"would confirm {identity}"}
     await _audit(request, caller, "confirm", identity)
     return {"result": (await asyncio.to_thread(keeper.confirm, identity)).sentence}

@@ -14,6 +14,7 @@ import hmac
 import os
 import pwd
 import socket
+import stat
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,10 @@ class Token:
 def read_tokens(path: Path) -> tuple[Token, ...]:
     """Lines `name role sha256-hex`; `#` begins a comment. SettingsError names file and line."""
     try:
+        if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise SettingsError(
+                f"{path}: others than its owner may write it", hint=f"chmod go-w {path}"
+            )
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {error}", hint="`api.tcp.tokens` names it") from None

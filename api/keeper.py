@@ -94,7 +94,7 @@ class Keeper:
         found = self.deployment().document.get("confirm")
         if found is None or found["id"] != number:
             raise RolloutError(
-                f"no commit {number} waits for a confirmation",
+                f"nothing waits to be confirmed as {number}",
                 hint="GET /v1/deployment shows under `confirm` what waits",
             )
 

@@ -26,6 +26,7 @@ from bpfilter.cli.serve import serve_command
 from bpfilter.cli.shadow import shadow_command
 from bpfilter.cli.stages import confirm_command, rollback_command, status_command
 from bpfilter.cli.teardown import teardown_command
+from bpfilter.cli.token import token_command
 from bpfilter.cli.verify import verify_command
 from bpfilter.cli.watch import watch_command
 
@@ -75,6 +76,7 @@ app.command("history", epilog=EPILOG)(history_command)
 app.command("watch", epilog=EPILOG)(watch_command)
 app.command("doctor", epilog=EPILOG)(doctor_command)
 app.command("serve", epilog=EPILOG)(serve_command)
+app.command("token", epilog=EPILOG)(token_command)
 app.command("demo", epilog=EPILOG)(demo_command)
 app.command("teardown", epilog=EPILOG)(teardown_command)
 
