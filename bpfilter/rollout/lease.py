@@ -25,6 +25,7 @@ class Lease:
     """Renews a program's lease, never past the deadline of an unconfirmed stage.
 
     `deadline`: CLOCK_MONOTONIC ns; None once the stage is confirmed, or needs no confirmation.
+    `longest_gap`: ns between two renewals; `late`: renewals that came after half the lease.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class Lease:
         self._length = int(seconds * SECOND)
         self.deadline = deadline
         self.held = False
+        self.longest_gap, self.late = 0, 0
+        self._renewed = 0
 
     def confirm_within(self, seconds: float) -> None:
         """From now on the lease ends after so many seconds unless `confirm` is called."""
@@ -52,9 +55,13 @@ class Lease:
 
     def renew(self) -> None:
         """Extend the lease from now, up to the deadline."""
-        until = time.monotonic_ns() + self._length
+        now = time.monotonic_ns()
+        until = now + self._length
         self._program.set_lease(until if self.deadline is None else min(until, self.deadline))
-        self.held = True
+        if self.held:
+            self.longest_gap = max(self.longest_gap, now - self._renewed)
+            self.late += 2 * (now - self._renewed) > self._length
+        self._renewed, self.held = now, True
 
     def revoke(self) -> None:
         """From the next packet on everything takes the original rules."""

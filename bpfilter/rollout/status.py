@@ -37,6 +37,7 @@ def off_document(problem: str | None = None, next_try_in: float = 0.0) -> Mappin
         "stage": Stage.OFF,
         "since": 0.0,
         "in_force": False,
+        "lease": None,
         "goal": Stage.OFF,
         "interfaces": [],
         "suspended": None,
@@ -64,6 +65,9 @@ def document(rollout: Rollout, situation: Situation) -> Mapping[str, Any]:
         "stage": rollout.stage,
         "since": rollout.since,
         "in_force": lease is not None and lease.held,
+        "lease": None
+        if lease is None
+        else {"longest_gap": lease.longest_gap / SECOND, "late_renewals": lease.late},
         "goal": situation.goal.stage,
         "policy": situation.goal.policy,
         "scope": str(rollout.scope),
