@@ -31,7 +31,7 @@ from bpfilter.api.operations import Operations
 from bpfilter.api.planning import finished, routes
 from bpfilter.api.problems import ApiError, Problem
 from bpfilter.api.roles import Operator, at_least
-from bpfilter.api.schemas import DeploymentRequest, Identity
+from bpfilter.api.schemas import DeploymentRequest, Identity, Table
 from bpfilter.api.work import goal_of, live_ruleset, still_live
 from bpfilter.rollout.doctor import examine
 from bpfilter.ruleset.fields import Family
@@ -264,10 +264,22 @@ async def rollback(request: Request, caller: Operator, dry_run: DryRun = False) 
     return {"result": answer.sentence}
 
 
-@_reading.get("/counters", operation_id="getCounters")
-async def merged_counters(request: Request, family: Family | None = None) -> dict[str, Any]:
-    """Each rule's counters as they would be without bpfilter, in iptables' order."""
-    return await asyncio.to_thread(_keeper(request).counters, family)
+@_reading.get("/counters", operation_id="getCounters", responses=_RULESET)
+async def merged_counters(
+    request: Request,
+    family: Family | None = None,
+    table: Annotated[Table, Query(description="Of the text.")] = "filter",
+    accept: Annotated[str, Header()] = "*/*",
+) -> Response:
+    """Each rule's counters as they would be without bpfilter, in iptables' order.
+
+    `Accept: text/plain` gives the listing of `iptables -nvxL` with these numbers.
+    """
+    keeper = _keeper(request)
+    if "text/plain" in accept:
+        chosen = family or Family.IPV4
+        return PlainTextResponse(await asyncio.to_thread(keeper.listing, chosen, table))
+    return JSONResponse(await asyncio.to_thread(keeper.counters, family))
 
 
 @_reading.get("/history", operation_id="getHistory")

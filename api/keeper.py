@@ -18,11 +18,13 @@ from typing import Any
 
 from bpfilter.api.problems import ApiError
 from bpfilter.errors import RolloutError
+from bpfilter.report.safe import harmless
 from bpfilter.rollout.asking import ask, start_daemon
 from bpfilter.rollout.counters import counters
 from bpfilter.rollout.detail import ask_detail
 from bpfilter.rollout.goal import Goal
 from bpfilter.rollout.journal import GONE, Answer, Event, Journal, Stage, Step, running
+from bpfilter.rollout.listing import listed
 from bpfilter.rollout.status import STATUS
 from bpfilter.ruleset.fields import Family
 
@@ -133,6 +135,11 @@ class Keeper:
     def counters(self, family: Family | None) -> Document:
         """The rules' counters with what programs decided; errors as `rollout.counters`."""
         return counters(self._directory, tuple(Family) if family is None else (family,))
+
+    def listing(self, family: Family, table: str) -> str:
+        """`iptables -nvxL` with those counters."""
+        found = counters(self._directory, (family,))
+        return "".join(f"{harmless(line)}\n" for line in listed(found, family, table))
 
     def _document(self, name: str) -> Mapping[str, Any]:
         try:

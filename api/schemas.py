@@ -14,6 +14,7 @@ from bpfilter.ruleset.model import Backend
 
 Identity = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Interface = Annotated[str, Field(pattern=r"^[^\s/]{1,15}$")]
+Table = Literal["filter", "nat", "mangle", "raw", "security"]
 Text = Annotated[str, Field(max_length=16 << 20)]
 
 

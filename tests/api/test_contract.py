@@ -62,6 +62,9 @@ class Still(Keeper):
     def counters(self, family: Any) -> Any:
         return {"rules": [], "backend": None}
 
+    def listing(self, family: Any, table: str) -> str:
+        return f"{family} {table}\n"
+
 
 def app_as(role: Role, place: Path) -> FastAPI:
     def log(_caller: Caller, _what: str, _detail: Any) -> None:

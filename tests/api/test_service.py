@@ -141,6 +141,8 @@ def test_a_commit_that_is_cancelled_goes_back_at_once(net: Net, tmp_path: Path) 
         reached(client, "enforce")
         numbers = client.get("/v1/counters?family=ipv4").json()["rules"]
         assert "INPUT" in {rule["chain"] for rule in numbers}
+        text = client.get("/v1/counters", headers={"Accept": "text/plain"}).text
+        assert text.startswith("Chain INPUT (policy ") and "BPF-" not in text
         assert client.get("/v1/history").json()["steps"]
         assert client.post(f"{DEPLOYMENT}/commits/change-2/cancel").status_code == 200
         reached(client, "off")
