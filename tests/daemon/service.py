@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,9 +80,9 @@ AT_ONCE = "[deployment.gates]\npackets = 0\nseconds = 0.2\npunted = 1.0\nunseen 
 
 
 @contextmanager
-def service(net: Net, root: Path) -> Iterator[Service]:
+def service(net: Net, root: Path, prefix: Sequence[str] = ()) -> Iterator[Service]:
     """A daemon with the configuration of `configure`, killed at the end at the latest."""
-    command = [sys.executable, "-m", "bpfilter.cli.daemon",
+    command = [*prefix, sys.executable, "-m", "bpfilter.cli.daemon",
                "--config", str(root / "bpfilter.toml"), "--state", str(root / "run")]  # fmt: skip
     place = root / "notify.sock"
     place.unlink(missing_ok=True)

@@ -15,7 +15,6 @@ import pytest
 
 from bpfilter.rollout.journal import Stage, running
 from bpfilter.rollout.teardown import remains, teardown
-from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
 from tests.rollout.network import Iptables, Net, entered, loaded_objects, still_loaded
 from tests.rollout.test_service import kinds
@@ -231,20 +230,3 @@ def test_limits_that_decide_verdicts_are_reset_on_legacy_only_with_consent(
         assert "filter/INPUT/1" in said(state)
     with daemon(net, state, "--stage", "enforce", "--accept-state-reset") as process:
         reach(process, state, Stage.ENFORCE)
-
-
-def test_the_capabilities_of_the_systemd_unit_are_enough(net: Net, tmp_path: Path) -> None:
-    unit = Path(__file__).parents[2] / "systemd" / "bpfilterd.service"
-    (line,) = [x for x in unit.read_text().splitlines() if x.startswith("CapabilityBoundingSet=")]
-    names = [name.lower().removeprefix("cap_") for name in line.partition("=")[2].split()]
-    bounded = ["setpriv", "--no-new-privs", "--inh-caps=-all",
-               "--bounding-set=-all," + ",".join(f"+{name}" for name in names)]  # fmt: skip
-    for backend in Backend:
-        tables = load(net, backend)
-        state = tmp_path / backend
-        with daemon(net, state, "--stage", "enforce", prefix=bounded) as process:
-            reach(process, state, Stage.ENFORCE)
-            assert outcome(net, tables) == (FATES, 0)
-        for family in Family:
-            net.iptables(backend, family).empty()
-            net.iptables(backend, family).restore(OPEN, "--noflush")
