@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from http import HTTPStatus
@@ -15,9 +16,10 @@ from bpfilter.api.operations import Operation, State
 from bpfilter.api.problems import ApiError
 from bpfilter.api.roles import at_least
 from bpfilter.api.schemas import DiffRequest, ExplainRequest, Identity, PlanRequest
-from bpfilter.api.work import compared, explained, planned
+from bpfilter.api.work import compared, explained, planned, shadowed
 from bpfilter.report.markdown import difference_markdown, plan_markdown
-from bpfilter.report.page import difference_page, plan_page
+from bpfilter.report.page import difference_page, plan_page, shadow_page
+from bpfilter.report.shadow_markdown import shadow_markdown
 
 routes = APIRouter(prefix="/v1", dependencies=[Depends(at_least(Role.READ))])
 
@@ -106,6 +108,14 @@ async def diff(request: Request, identity: Identity, accept: _Accept = "*/*") ->
     """A diff's report: JSON, or a page or Markdown as `Accept` says."""
     document = finished(request, "diff", identity)
     forms = {"text/html": difference_page, "text/markdown": difference_markdown}
+    return _negotiated(document, accept, forms, {})
+
+
+@routes.get("/shadow/report", operation_id="getShadowReport", responses=_FORMS)
+async def shadow_report(request: Request, accept: _Accept = "*/*") -> Response:
+    """The shadow report: JSON, or a page or Markdown as `Accept` says."""
+    document = await asyncio.to_thread(shadowed, request.app.state.keeper)
+    forms = {"text/html": shadow_page, "text/markdown": shadow_markdown}
     return _negotiated(document, accept, forms, {})
 
 

@@ -9,12 +9,15 @@ from typing import Any
 
 from bpfilter.analysis.difference import HOOKS, compare
 from bpfilter.analysis.explain import explain
+from bpfilter.api.keeper import Keeper
 from bpfilter.api.schemas import DeploymentRequest, DiffRequest, ExplainRequest, PlanRequest
 from bpfilter.errors import RolloutError
 from bpfilter.report.asked import asked_packet
 from bpfilter.report.difference import difference_document
 from bpfilter.report.explain import explanation_document
 from bpfilter.report.making import make_document
+from bpfilter.report.mismatches import iptables_paths
+from bpfilter.report.shadow import shadow_document
 from bpfilter.rollout.live import read_operators
 from bpfilter.rollout.management import protected
 from bpfilter.ruleset.fields import Family
@@ -73,6 +76,13 @@ def explained(wanted: ExplainRequest, say: Say) -> dict[str, Any]:
     source = _ruleset(wanted.ruleset, question.family, wanted.backend, "request")
     say("explaining")
     return explanation_document(explain(source, question))
+
+
+def shadowed(keeper: Keeper) -> dict[str, Any]:
+    """The shadow report of the running daemon; RolloutError where none runs."""
+    detail = keeper.detail()
+    status = keeper.deployment().document
+    return shadow_document(status, detail, iptables_paths(detail, live_ruleset))
 
 
 def _ruleset(

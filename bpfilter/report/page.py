@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bpfilter.report.document import FATES, Document
-from bpfilter.report.pictures import Curve, bar, chain_graph, curves, heat
+from bpfilter.report.pictures import Curve, bar, chain_graph, curves, growth, heat
+from bpfilter.report.shadow import causes, counted, head, moment, span, unexercised, verdict, way
 from bpfilter.report.text import MEANING
+
+_MOST_COUNTED = 500
 
 
 def plan_page(document: Document) -> str:
@@ -24,7 +28,7 @@ def plan_page(document: Document) -> str:
     return _render(
         "plan.html.j2",
         document=document,
-        chains=_by_chain(document),
+        chains=_by_chain(document["rule_fates"]),
         most=max((rule["packets"] or 0 for rule in document["rule_fates"]), default=0),
         meaning=MEANING,
         fates=FATES,
@@ -36,9 +40,41 @@ def difference_page(document: Document) -> str:
     return _render("difference.html.j2", document=document)
 
 
-def _by_chain(document: Document) -> dict[tuple[str, str], list[Document]]:
+def shadow_page(document: Document) -> str:
+    """The shadow report of `shadow_document`."""
+    rules = document["coverage"]["rules"]
+    return _render(
+        "shadow.html.j2",
+        document=document,
+        sentences=head(document),
+        verdict=verdict(document),
+        causes=causes(document),
+        counted=counted(document, _MOST_COUNTED),
+        unexercised=unexercised(document),
+        ends=_ends(document),
+        chains=_by_chain(rules),
+        most=max((rule["seen"] for rule in rules), default=0),
+    )
+
+
+def _ends(document: Document) -> dict[str, int]:
+    """How predictions ended, as the parts of a bar."""
+    compared = document["comparison"] or {}
+    sums = {
+        kind: sum(each["packets"] for each in compared.get(kind, {}).values())
+        for kind in ("not_comparable", "unseen")
+    }
+    return {
+        "match": compared.get("matches", 0),
+        "mismatch": compared.get("mismatches", 0),
+        "incomparable": sums["not_comparable"],
+        "unseen": sums["unseen"],
+    }
+
+
+def _by_chain(rules: Sequence[Document]) -> dict[tuple[str, str], list[Document]]:
     grouped: dict[tuple[str, str], list[Document]] = {}
-    for rule in document["rule_fates"]:
+    for rule in rules:
         grouped.setdefault((rule["table"], rule["chain"]), []).append(rule)
     return grouped
 
@@ -73,7 +109,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(bar=bar, chain_graph=chain_graph, curves=curves, heat=heat)
-    made.globals.update(curve_lines=_curve_lines)
+    made.globals.update(curve_lines=_curve_lines, growth=growth, moment=moment, span=span, way=way)
     made.filters["number"] = lambda value: "?" if value is None else f"{value:,}"
     made.filters["percent"] = lambda part, whole: f"{part / whole if whole else 0:.1%}"
     return made

@@ -81,6 +81,34 @@ def curves(lines: Sequence[Curve], label: str, across: str, up: str) -> Markup:
     return _svg(drawn, 860, top + height + 48, label, "plot")
 
 
+def growth(points: Sequence[tuple[float, int]], total: int, label: str) -> Markup:
+    """A count that grows with time, as steps: (seconds from 0, count), towards a total.
+
+    The scale ends at the total, or not far above the count where that is still far away.
+    """
+    left, top, width, height = 70, 12, 640, 150
+    longest, most = max(points[-1][0], 1e-3), max(min(total, 2 * points[-1][1]), 1)
+
+    def place(seconds: float, count: int) -> tuple[float, float]:
+        return left + width * seconds / longest, top + height * (1 - count / most)
+
+    drawn = Markup()
+    for share in (0, most / 2, most):
+        _, y = place(0, round(share))
+        drawn += _TICK.format(x1=left, x2=left + width, y1=f"{y:.1f}", y2=f"{y:.1f}")
+        drawn += _text(left - 8, y + 4, f"{round(share):,}", "end")
+    steps, (_, last) = [f"{left},{top + height}"], place(0, 0)
+    for seconds, count in points:
+        x, y = place(seconds, count)
+        steps += [f"{x:.1f},{last:.1f}", f"{x:.1f},{y:.1f}"]
+        last = y
+    drawn += Markup('<polyline class="line l3" points="{}"/>').format(" ".join(steps))
+    for share in (0, longest / 2, longest):
+        anchor = "start" if share == 0 else "end" if share == longest else "middle"
+        drawn += _text(place(share, 0)[0], top + height + 18, f"{share:,.0f} s", anchor)
+    return _svg(drawn, left + width + 10, top + height + 26, label, "plot")
+
+
 def _line(line: Curve, number: int, places: Sequence[tuple[float, float]]) -> Markup:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     drawn = Markup('<polyline class="line l{}" points="{}"/>').format(number, path)

@@ -1,23 +1,18 @@
-"""What happened: the shadow report, as one JSON-ready document and its forms for people."""
+"""What happened: the shadow report as one JSON-ready document, the source of its every form."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from bpfilter.lab.packets import decode
 from bpfilter.report.asked import PORTED, header_frame
 from bpfilter.report.document import Document
-from bpfilter.report.markdown import table as markdown_table
-from bpfilter.report.safe import markdown, markdown_code, printable
+from bpfilter.report.safe import printable
 from bpfilter.ruleset.fields import Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CAUSES = {
     "before": "dropped or consumed before filter (raw, mangle, nat, routing)",
     "queued": "held by a queue in filter, or its end went unnoticed",
@@ -31,8 +26,37 @@ CAUSES = {
 }
 """Why packets say nothing of a prediction."""
 
+PUNTED = {
+    "rule": "the plan punts a rule that they may reach",
+    "no_code": "their residual found no code in the mark field",
+    "no_slot": "their chain or family is not translated",
+    "fragment": "fragments",
+    "options": "IPv4 options",
+    "truncated": "shorter than their headers say",
+    "malformed": "malformed headers",
+    "extension": "IPv6 extension headers that are not walked",
+    "ethertype": "neither IPv4 nor IPv6",
+    "lease": "the programs had no lease at that moment",
+    "generation": "the rules were just being edited",
+    "otherhost": "addressed to another host's MAC",
+    "vlan": "VLAN tagged",
+    "not_local": "neither for this host nor settled to be forwarded: broadcast, multicast",
+    "ttl": "their TTL ends here",
+    "interface": "an interface that came after the program",
+    "no_ethernet": "a rule asks for a MAC address and they have none",
+    "lookup": "a table had no such element",
+    "long_walk": "too many steps",
+    "scope": "outside of the canary's scope",
+    "sampled": "left to iptables on purpose, to be compared",
+    "route": "the route is not settled by the kernel's look-up",
+    "raw": "raw PREROUTING has a say",
+    "not_early": "may be dropped late only",
+    "tracked": "conntrack has an entry, or cannot be asked",
+}
+"""What packets that the program leaves to iptables have in common, by `kernel.config.Reason`."""
+
 _FLAGS = "FSRP.UEW"
-_MOST_RULES = 40
+_MOST_POINTS = 200
 
 
 def shadow_document(
@@ -46,8 +70,6 @@ def shadow_document(
     """
     comparison = detail["comparison"]
     rules = [_rule(rule) for rule in detail["rules"]]
-    deciding = [rule for rule in rules if rule["decides"]]
-    exercised = sum(bool(rule["seen"]) for rule in deciding)
     return {
         "schema_version": SCHEMA_VERSION,
         "stage": str(detail["stage"]),
@@ -55,10 +77,16 @@ def shadow_document(
         "at": detail["at"],
         "seconds": round(detail["at"] - detail["since"], 1),
         "packets": detail["packets"],
-        "punted": dict(detail["punted"]),
-        "coverage": {"deciding": len(deciding), "exercised": exercised, "rules": rules},
-        "comparison": None if comparison is None else _comparison(comparison, paths or {}),
+        "interfaces": [printable(name) for name in status.get("interfaces", ())],
+        "punted": {
+            reason: {"packets": count, "why": PUNTED.get(reason, reason)}
+            for reason, count in detail["punted"].items()
+        },
+        "coverage": _coverage(rules, detail["since"], detail["at"]),
+        "comparison": None if comparison is None else _comparison(comparison, rules, paths or {}),
+        "counters": _counters(detail.get("counters"), rules),
         "gates": list(status.get("gates", ())),
+        "waivers": [_waiver(each, detail["at"]) for each in status.get("waivers", ())],
         "promotion": _promotion(status, comparison),
     }
 
@@ -69,13 +97,33 @@ def _rule(rule: Mapping[str, Any]) -> Document:
     return {**rule, **names, "seen": seen or rule["predicted"]["packets"]}
 
 
-def _comparison(found: Mapping[str, Any], paths: Mapping[str, Sequence[str]]) -> Document:
+def _coverage(rules: Sequence[Document], since: float, until: float) -> Document:
+    """`over_time`: (seconds since the stage began, rules exercised by then), at most 200 points."""
+    deciding = [rule for rule in rules if rule["decides"]]
+    times = sorted(
+        max(rule["first_seen"] - since, 0.0) for rule in deciding if rule["first_seen"] is not None
+    )
+    steps = [[round(time, 1), count] for count, time in enumerate(times, start=1)]
+    every = max(1, -(-len(steps) // _MOST_POINTS))
+    kept = steps[::-every][::-1]
+    return {
+        "deciding": len(deciding),
+        "exercised": sum(bool(rule["seen"]) for rule in deciding),
+        "over_time": [*kept, [round(until - since, 1), len(times)]] if kept else [],
+        "rules": list(rules),
+    }
+
+
+def _comparison(
+    found: Mapping[str, Any], rules: Sequence[Document], paths: Mapping[str, Sequence[str]]
+) -> Document:
     causes = {
         kind: {
             name: {"packets": n, "why": CAUSES.get(name, name)} for name, n in found[kind].items()
         }
         for kind in ("unseen", "not_comparable")
     }
+    texts = {rule_name(rule): rule["text"] for rule in rules}
     samples = [
         {
             **sample,
@@ -84,12 +132,37 @@ def _comparison(found: Mapping[str, Any], paths: Mapping[str, Sequence[str]]) ->
             "in": printable(sample["in"]),
             "out": printable(sample["out"]),
             "packet": packet_line(bytes.fromhex(sample["header"])),
+            "program_path": [
+                f"{ref} {texts.get(family + ' ' + ref, '')}".rstrip()
+                for family in [str(sample["family"])]
+                for ref in map(printable, (*sample["via"], sample["rule"]))
+            ],
             "iptables_path": [printable(step) for step in paths.get(sample["id"], ())],
         }
         for sample in found["samples"]
     ]
     names = ("mechanism", "share", "compared", "matches", "mismatches", "lost_samples")
     return {**{name: found[name] for name in names}, **causes, "samples": samples}
+
+
+def _counters(found: Mapping[str, Any] | None, rules: Sequence[Document]) -> Document | None:
+    """The daemon's comparison of per-rule counters, each rule with its text."""
+    if found is None:
+        return None
+    texts = {rule_name(rule): rule["text"] for rule in rules}
+    chains = []
+    for chain in found["chains"]:
+        each = [{**rule, "chain": printable(rule["chain"])} for rule in chain["rules"]]
+        for rule in each:
+            rule["text"] = texts.get(rule_name({**chain, **rule}), "")
+        chains.append({**chain, "rules": each})
+    return {"at": found["at"], "chains": chains}
+
+
+def _waiver(waiver: Mapping[str, Any], now: float) -> Document:
+    reason = printable(waiver["reason"])
+    return {**waiver, "reason": reason, "rule": printable(waiver["rule"]),
+            "over": now >= waiver["expires"]}  # fmt: skip
 
 
 def _promotion(status: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> Document:
@@ -141,127 +214,85 @@ def rule_name(rule: Mapping[str, Any]) -> str:
 
 def head(document: Document) -> Sequence[str]:
     """The report's first sentences."""
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(document["since"]))
     cover = document["coverage"]
     lines = [
-        f"stage {document['stage']} since {since}, {document['seconds']:.0f} s",
-        f"{document['packets'] or 0} packets looked at;"
-        f" {cover['exercised']} of {cover['deciding']} rules that can decide were exercised",
+        f"stage {document['stage']} since {moment(document['since'])}, {span(document['seconds'])}",
+        f"{document['packets'] or 0:,} packets looked at;"
+        f" {cover['exercised']:,} of {cover['deciding']:,} rules that can decide were exercised",
     ]
-    if document["punted"]:
-        left = ", ".join(f"{reason} {count}" for reason, count in document["punted"].items())
-        lines.append(f"left to iptables: {left}")
     compared = document["comparison"]
     if compared is None:
         return [*lines, "nothing is compared now"]
     judged = compared["matches"] + compared["mismatches"]
     lines.append(
-        f"{compared['compared']} predictions ({compared['share']:.0%} of the packets) compared by"
-        f" {compared['mechanism']}: {judged} judged, {compared['matches']} as predicted,"
-        f" {compared['mismatches']} otherwise"
+        f"{compared['compared']:,} predictions ({compared['share']:.0%} of the packets) compared by"
+        f" {compared['mechanism']}: {judged:,} judged, {compared['matches']:,} as predicted,"
+        f" {compared['mismatches']:,} otherwise"
     )
     return lines
 
 
 def verdict(document: Document) -> str:
+    """Whether the next stage may come."""
     promotion = document["promotion"]
     if promotion["allowed"]:
         return "nothing stands against the next stage"
     return f"not to be promoted: {'; '.join(promotion['why'])}"
 
 
-def _causes(compared: Document) -> Iterable[tuple[str, str, int]]:
-    for kind, title in (("unseen", "unseen"), ("not_comparable", "not comparable")):
-        for each in compared[kind].values():
-            if each["packets"]:
-                yield title, each["why"], each["packets"]
+def moment(at: float) -> str:
+    """Wall-clock seconds as local time, to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
-def render_shadow(document: Document, console: Console, *, every: bool = False) -> None:
-    """Print the report; `every`: all rules, otherwise the busiest and those with mismatches."""
-    for line in head(document):
-        console.print(Text(line))
-    compared = document["comparison"]
-    if compared is not None and (causes := list(_causes(compared))):
-        table = Table("not judged", "why", box=None, pad_edge=False)
-        table.add_column("packets", justify="right")
-        for title, why, packets in causes:
-            table.add_row(title, why, str(packets))
-        console.print(table)
-    for sample in () if compared is None else compared["samples"]:
-        console.print(_sample(sample))
-    console.print(_coverage(document["coverage"]["rules"], every))
-    for gate in document["gates"]:
-        state = ("open", "green") if gate["passed"] else ("closed", "yellow")
-        console.print(Text(f"gate {gate['name']}: ").append(*state).append(f", {gate['sentence']}"))
-    allowed = document["promotion"]["allowed"]
-    console.print(Text(verdict(document), "green" if allowed else "bold yellow"))
+def span(seconds: float) -> str:
+    """`12 s`, `3 min 20 s`, `2 h 5 min`, `4 d 3 h`: the two largest units."""
+    whole = int(seconds)
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    parts: list[tuple[int, str]] = []
+    for name, size in units:
+        count, whole = divmod(whole, size)
+        if count or parts or name == "s":
+            parts.append((count, name))
+    return " ".join(f"{count} {name}" for count, name in parts[:2] if count or len(parts) == 1)
 
 
-def _sample(sample: Mapping[str, Any]) -> Text:
-    shown = Text(f"mismatch {sample['id']}: ", "bold red").append(sample["packet"], "")
-    way = f"{sample['in']} to {sample['out']}" if sample["out"] else sample["in"]
-    shown.append(f"\n  {sample['state']} on {way}")
-    program = " > ".join([*sample["via"], sample["rule"]])
-    shown.append(f"\n  the program: {program} said {sample['predicted']}")
-    shown.append(f"\n  iptables: {sample['actual']}")
-    for step in sample["iptables_path"]:
-        shown.append(f"\n    {step}")
-    return shown
+def causes(document: Document) -> Sequence[tuple[str, str, int]]:
+    """(what, why, packets) of all that says nothing of a prediction, or had none; largest first."""
+    compared = document["comparison"] or {}
+    found = [
+        (title, each["why"], each["packets"])
+        for kind, title in (("unseen", "unseen"), ("not_comparable", "not comparable"))
+        for each in compared.get(kind, {}).values()
+    ]
+    found += [("punted", each["why"], each["packets"]) for each in document["punted"].values()]
+    return sorted((each for each in found if each[2]), key=lambda each: -each[2])
 
 
-def chosen(rules: Sequence[Mapping[str, Any]], every: bool) -> Sequence[Mapping[str, Any]]:
-    """The rules to show: all, or those with mismatches and then the busiest."""
-    if every:
-        return rules
+def busiest(rules: Sequence[Document], most: int) -> Sequence[Document]:
+    """Those with mismatches, then those that saw most packets; none that saw nothing."""
     ranked = sorted(rules, key=lambda rule: (-rule["mismatches"], -rule["seen"]))
-    return [rule for rule in ranked if rule["seen"]][:_MOST_RULES]
+    return [rule for rule in ranked if rule["seen"]][:most]
 
 
-def _coverage(rules: Sequence[Mapping[str, Any]], every: bool) -> Table:
-    table = Table("rule", box=None, pad_edge=False, title_justify="left")
-    table.title = "Rules" if every else "Rules, busiest first"
-    for name in ("seen", "matches", "differ", "open"):
-        table.add_column(name, justify="right")
-    table.add_column("text", overflow="fold")
-    for rule in chosen(rules, every):
-        numbers = [str(rule[name]) for name in ("seen", "matches", "mismatches", "open")]
-        table.add_row(Text(rule_name(rule)), *numbers, Text(rule["text"]))
-    return table
+def unexercised(document: Document) -> Sequence[Document]:
+    """Rules that can decide and have not, in iptables' order."""
+    rules = document["coverage"]["rules"]
+    return [rule for rule in rules if rule["decides"] and not rule["seen"]]
 
 
-def shadow_markdown(document: Document) -> str:
-    """The report for pull requests."""
-    return "\n".join(_markdown(document)) + "\n"
+def counted(document: Document, most: int) -> Sequence[Document]:
+    """Rules by both counts: those out of bounds first, then the busiest; with their `name`."""
+    counters = document["counters"]
+    rules = [
+        {**rule, "name": rule_name({**chain, **rule})}
+        for chain in (() if counters is None else counters["chains"])
+        for rule in chain["rules"]
+        if rule["iptables"] or not rule["holds"]
+    ]
+    return sorted(rules, key=lambda rule: (rule["holds"], -rule["iptables"]))[:most]
 
 
-def _markdown(document: Document) -> Iterable[str]:
-    yield "# Shadow report"
-    yield ""
-    for line in head(document):
-        yield f"- {markdown(line)}"
-    yield ""
-    yield f"**{markdown(verdict(document))}**"
-    compared = document["comparison"]
-    if compared is not None and (causes := list(_causes(compared))):
-        rows = ((title, markdown(why), str(packets)) for title, why, packets in causes)
-        yield ""
-        yield from markdown_table(("not judged", "why", ">packets"), rows)
-    for sample in () if compared is None else compared["samples"]:
-        yield ""
-        yield f"## Mismatch {markdown(sample['id'])}"
-        yield ""
-        yield f"{markdown_code(sample['packet'])}, {markdown(sample['state'])}:"
-        yield f"the program said {sample['predicted']} at {markdown_code(sample['rule'])},"
-        yield f"iptables {sample['actual']}."
-        for step in sample["iptables_path"]:
-            yield f"- {markdown_code(step)}"
-    yield ""
-    lines: list[Sequence[str]] = []
-    for rule in chosen(document["coverage"]["rules"], False):
-        numbers = [str(rule[name]) for name in _COLUMNS]
-        lines.append([markdown(rule_name(rule)), *numbers, markdown_code(rule["text"])])
-    yield from markdown_table(("rule", *(f">{name}" for name in _COLUMNS), "text"), lines)
-
-
-_COLUMNS = ("seen", "matches", "mismatches", "open")
+def way(sample: Document) -> str:
+    """The interfaces of a mismatch."""
+    return f"{sample['in']} to {sample['out']}" if sample["out"] else str(sample["in"])

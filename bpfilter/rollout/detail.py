@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bpfilter.errors import RolloutError
+from bpfilter.errors import BpfilterError, RolloutError
 from bpfilter.rollout import evidence
 from bpfilter.rollout.asking import ask
 from bpfilter.rollout.comparison import Comparison, Pairs, RuleKey
-from bpfilter.rollout.journal import GONE, Journal, running
+from bpfilter.rollout.journal import GONE, Journal, Stage, running
 from bpfilter.rollout.prepare import Prepared
-from bpfilter.rollout.shadow import Bounds
+from bpfilter.rollout.shadow import Bounds, RuleCount, ShadowReport
 from bpfilter.rollout.stages import Rollout
 from bpfilter.rollout.status import STATUS
 from bpfilter.rollout.totals import RuleName, rule_name
@@ -21,6 +21,9 @@ from bpfilter.ruleset.model import Ruleset
 
 DETAIL, VERB = "detail", "detail"
 REPEATED_SECONDS = 0.2
+COUNTERS_SECONDS = 10.0
+"""How old the comparison of counters may be: it takes a reading of all rules."""
+
 _MOST_SAMPLES = 256
 
 
@@ -31,12 +34,16 @@ class Publisher:
     """
 
     def __init__(self) -> None:
-        self._last = float("-inf")
+        self._last = self._counted = float("-inf")
+        self._counters: Mapping[str, Any] | None = None
 
     def publish(self, rollout: Rollout, journal: Journal) -> None:
         """Count anew if it is time, and keep the document."""
         if time.monotonic() >= self._last + REPEATED_SECONDS:
-            journal.put(DETAIL, document(rollout))
+            old = time.monotonic() >= self._counted + COUNTERS_SECONDS
+            if old or rollout.stage is not Stage.SHADOW:
+                self._counters, self._counted = counters(rollout), time.monotonic()
+            journal.put(DETAIL, {**document(rollout), "counters": self._counters})
             self._last = time.monotonic()
 
 
@@ -81,6 +88,51 @@ def document(rollout: Rollout) -> Mapping[str, Any]:
         "punted": {reason.name.lower(): count for reason, count in rollout.punted().items()},
         "comparison": found,
         "rules": rules,
+    }
+
+
+def counters(rollout: Rollout) -> Mapping[str, Any] | None:
+    """What the program says that rules counted, and what they did; None outside of shadow.
+
+    Bounds are already widened by what `rollout.shadow` allows for; rules without traffic on either
+    side are left out.
+    """
+    try:
+        reports = rollout.compare()
+    except BpfilterError:  # not in shadow, or the rules are just being edited
+        return None
+    prepared = rollout.prepared
+    chains = [] if prepared is None else prepared.chains()
+    return {
+        "at": time.time(),
+        "chains": [
+            {
+                "family": plan.family,
+                "table": chain.table,
+                "chain": chain.chain,
+                "judged": report.judged,
+                "unseen": report.unseen,
+                "left_out": report.left_out,
+                "rules": [_counted(each, report) for each in report.rules if _moved(each)],
+            }
+            for (plan, chain), report in zip(chains, reports, strict=True)
+        ],
+    }
+
+
+def _moved(count: RuleCount) -> bool:
+    return bool(count.iptables or count.bounds.possible)
+
+
+def _counted(count: RuleCount, report: ShadowReport) -> dict[str, Any]:
+    above, below = report.unseen, report.lost + report.diverted
+    return {
+        "chain": count.rule.chain,
+        "number": count.rule.number,
+        "least": max(count.bounds.certain - below, 0),
+        "most": count.bounds.possible + above,
+        "iptables": count.iptables,
+        "holds": count.holds(above, below),
     }
 
 

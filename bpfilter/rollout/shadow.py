@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from bpfilter.compiler.ir import OpKind
 from bpfilter.compiler.plan import ChainPlan
+from bpfilter.errors import RolloutError
 from bpfilter.ruleset.model import RuleRef, Ruleset, Table, TargetKind
 
 
@@ -96,8 +97,12 @@ def compare(before: Ruleset, after: Ruleset, chain: ChainPlan, counted: Counted)
     """Compare one period of one chain.
 
     `before`, `after`: the ruleset with its counters at both ends. `counted`: what the program
-    counted in between.
+    counted in between. RolloutError if they are not the same rules.
     """
+    if before.digest != after.digest:
+        raise RolloutError(
+            "the rules were edited since their counters were read", hint="try again in a second"
+        )
     table = after.tables[chain.table]
     others = {
         reached

@@ -14,6 +14,7 @@ from bpfilter.rollout.journal import Stage
 from bpfilter.rollout.lease import SECOND
 from bpfilter.rollout.stages import Rollout
 from bpfilter.rollout.trouble import Trouble
+from bpfilter.rollout.waivers import Waiver
 
 STATUS = "status"
 
@@ -45,6 +46,7 @@ def off_document(problem: str | None = None, next_try_in: float = 0.0) -> Mappin
         "next_try_in": next_try_in,
         "confirm": None,
         "gates": [],
+        "waivers": [],
         "decided": 0,
         "comparison": None,
         "punted": {},
@@ -77,7 +79,18 @@ def document(rollout: Rollout, situation: Situation) -> Mapping[str, Any]:
         "next_try_in": pause,
         "confirm": None if left is None else {"id": situation.goal.confirm_id, "seconds": left},
         "gates": [asdict(gate) for gate in situation.gates],
+        "waivers": [_waiver(waiver) for waiver in situation.goal.waivers],
         "decided": rollout.decided(),
         "comparison": None if comparison is None else evidence.summary(comparison),
         "punted": {reason.name.lower(): count for reason, count in rollout.punted().items()},
+    }
+
+
+def _waiver(waiver: Waiver) -> Mapping[str, Any]:
+    return {
+        "rule": f"{waiver.key.family}:{waiver.key.rule}",
+        "predicted": waiver.predicted,
+        "actual": waiver.actual,
+        "reason": waiver.reason,
+        "expires": waiver.expires,
     }

@@ -75,7 +75,11 @@ def test_from_nothing_to_enforced_and_back(net: Net, shell: Shell, backend: Back
     assert report["stage"] == "shadow" and report["promotion"]["allowed"]
     assert report["comparison"]["matches"] >= 9 and not report["comparison"]["mismatches"]
     assert report["coverage"]["exercised"] >= 2
+    counted = {rule["number"]: rule for rule in report["counters"]["chains"][0]["rules"]}
+    assert counted and all(rule["holds"] for rule in counted.values())
+    assert report["coverage"]["over_time"][-1][1] == report["coverage"]["exercised"]
     assert "# Shadow report" in shell("report", "--format", "markdown")
+    assert "Nothing stands against the next stage" in shell("report", "--format", "html")
     words = ("--confirm-within", "60", "--confirm-id", "window-7", "--gate", "seconds=0")
     shell("deploy", "--stage", "enforce", *words)
     status = shell.json("status")
