@@ -22,7 +22,7 @@ MINUTES ?= 2
 ARGS ?=
 
 .PHONY: help setup system templates demo test lint format bench fuzz soak chaos edits leak
-.PHONY: guests man wheel lock clean
+.PHONY: guests man deb package-test wheel lock clean
 
 help:
 	@echo 'make setup      system packages (as root), .venv, BPF templates; quick when done'
@@ -39,6 +39,8 @@ help:
 	@echo 'make guests     other kernels under QEMU: tests of what this one lacks; minutes'
 	@echo 'make templates  compiles bpf_templates/ into $(TEMPLATES)/'
 	@echo 'make man        man pages and shell completions into build/share/'
+	@echo 'make deb        dist/bpfilter_*.deb for Debian 12'
+	@echo 'make package-test  the package in a minimal Debian: install, upgrade, remove, purge; as root'
 	@echo 'make wheel      dist/bpfilter-*.whl with the compiled templates'
 	@echo 'make lock       writes requirements.lock anew'
 
@@ -109,6 +111,12 @@ guests: setup
 # Under build/share as they belong under /usr/share; the wheel and the package install them.
 man: setup
 	$(BIN)/python scripts/man_pages.py build/share
+
+deb: setup man
+	@scripts/package
+
+package-test: deb
+	@$(BIN)/python -m pytest -p no:cacheprovider tests/package/installing.py $(ARGS)
 
 wheel: setup man
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

@@ -29,7 +29,7 @@ from bpfilter.rollout.teardown import teardown
 from bpfilter.sd_notify import notify, watchdog_seconds
 from bpfilter.settings import Settings
 
-_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
 _IDLE_SECONDS = 0.1
 _STATUS_SECONDS = 1.0
 _WANTED = "wanted"
@@ -66,7 +66,7 @@ class Standing:
         self._beaten = 0.0
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
+        """Until SIGTERM or SIGINT; SIGHUP reads the configuration again, SIGUSR1 hands over."""
         journal = self._journal
         interrupted = journal.document(_WANTED) if journal.daemon() is None else None
         journal.own()
@@ -192,10 +192,13 @@ class Standing:
     def _told(self, number: int) -> None:
         if number == signal.SIGHUP:
             self._reload()
-        elif self._settings.daemon.on_stop == "hand-over" and self._journal.stage.decides:
+        elif self._hands_over(number) and self._journal.stage.decides:
             self._hand_over()
         else:
             self._stopping = True
+
+    def _hands_over(self, number: int) -> bool:
+        return number == signal.SIGUSR1 or self._settings.daemon.on_stop == "hand-over"
 
     def _hand_over(self) -> None:
         """End as if killed: programs decide on until their lease is over or the next takes over."""

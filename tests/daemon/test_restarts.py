@@ -19,9 +19,10 @@ from tests.rollout.test_service import kinds
 
 PORT = "-A INPUT -p udp -m udp --dport 5000 -j ACCEPT"
 ENDS = {
-    "upgrade": ("hand-over", signal.SIGTERM),
+    "hand-over": ("hand-over", signal.SIGTERM),
     "restart": ("teardown", signal.SIGTERM),
     "death": ("teardown", signal.SIGKILL),
+    "upgrade of the package": ("teardown", signal.SIGUSR1),
 }
 
 
