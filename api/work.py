@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from bpfilter.analysis.difference import HOOKS, compare
@@ -19,7 +21,8 @@ from bpfilter.report.making import make_document
 from bpfilter.report.mismatches import iptables_paths
 from bpfilter.report.shadow import shadow_document
 from bpfilter.rollout.live import read_operators
-from bpfilter.rollout.management import protected
+from bpfilter.rollout.management import own_connections, protected
+from bpfilter.rollout.outlook import outlook
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_text
@@ -34,12 +37,14 @@ def live_ruleset(family: Family, backend: Backend | None = None) -> Ruleset:
 
 
 def planned(wanted: PlanRequest, say: Say) -> dict[str, Any]:
-    """The plan report of a ruleset."""
+    """The plan report of a ruleset; of the live one with what it would meet on this host."""
     say("reading the ruleset")
     began = time.perf_counter()
     source = _ruleset(wanted.ruleset, wanted.family, wanted.backend, "request")
     read = time.perf_counter() - began
-    return make_document(source, read, _PROOF_SECONDS, say)
+    look = partial(outlook, operator=own_connections(os.getpid()))
+    host = look if wanted.ruleset is None else None
+    return make_document(source, read, _PROOF_SECONDS, say, host=host)
 
 
 def compared(wanted: DiffRequest, say: Say) -> dict[str, Any]:

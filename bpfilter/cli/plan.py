@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +30,8 @@ from bpfilter.report.stored import read_plan
 from bpfilter.report.terminal import terminal
 from bpfilter.report.text import render_plan
 from bpfilter.rollout.live import read_operators
+from bpfilter.rollout.management import own_connections
+from bpfilter.rollout.outlook import outlook
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_file
@@ -116,6 +120,14 @@ def plan_command(
     shown: Annotated[
         Pass | None, typer.Option("--pass", help="Print what this pass of the compiler made.")
     ] = None,
+    host: Annotated[
+        bool | None,
+        typer.Option(
+            "--host/--no-host",
+            help="What it would meet on this host: hooks, mark, dispatch, risks. Default: of the"
+            " live rules.",
+        ),
+    ] = None,
     program: Annotated[
         bool,
         typer.Option("--program", help="Load the program, print what the kernel made of it."),
@@ -136,7 +148,10 @@ def plan_command(
             _inspect(source, shown, program, output)
             return
         read = time.perf_counter() - started
-        document = make_document(source, read, proof_seconds, status.update)
+        look = None
+        if ruleset is None if host is None else host:
+            look = partial(outlook, operator=own_connections(os.getpid()))
+        document = make_document(source, read, proof_seconds, status.update, host=look)
     if output is Form.TEXT:
         render_plan(document, terminal(), verbose=verbose)
     else:

@@ -113,7 +113,7 @@ def show(
         console.print(f"mark field {mark.mask:#010x}, {len(prepared.image.codes)} codes")
         for sentence in prepared.notices():
             console.print(f"[cyan]notice[/] {sentence}")
-        for loss in losses(prepared, operator, links):
+        for loss in losses(prepared.plans, operator, links):
             console.print(f"[red]lockout[/] {loss}")
     for obstacle in obstacles:
         console.print(f"[red]obstacle[/] {obstacle.what}\n  hint: {obstacle.hint}")

@@ -64,6 +64,15 @@ def probe() -> Features:
     return Features(absent(NEEDED), absent(USEFUL))
 
 
+def offers() -> tuple[tuple[str, bool], ...]:
+    """What the programs use of a kernel, and whether this one has it."""
+    features = probe()
+    absent = {*features.missing, *features.lacking}
+    has_btf = bool(_btf())
+    names = ("BTF (CONFIG_DEBUG_INFO_BTF)", *NEEDED.values(), *USEFUL.values())
+    return tuple((what.partition(":")[0], has_btf and what not in absent) for what in names)
+
+
 def _btf() -> bytes:
     try:
         return _BTF.read_bytes()

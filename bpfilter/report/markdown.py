@@ -112,8 +112,29 @@ def _host(document: Document) -> Iterable[str]:
                 for finding in host["findings"]
             ),
         )
+        yield "\n### Hooks\n"
+        yield from table(
+            ("where", "what for", "in stages"),
+            (
+                tuple(markdown(hook[key]) for key in ("where", "what", "stages"))
+                for hook in host["hooks"]
+            ),
+        )
+        yield ""
+        yield from table(
+            ("interface", "kind", "what programs do there"),
+            (
+                (markdown_code(each["name"]), markdown(each["kind"]), markdown(each["why"]))
+                for each in host["interfaces"]
+            ),
+        )
+        missing = [each["name"] for each in host["features"] if not each["there"]]
+        yield f"\nKernel features: {markdown(', '.join(missing) or 'none')} missing"
         for sentence in host["notices"]:
-            yield f"\n{markdown(sentence)}"
+            yield f"\n> {markdown(sentence)}"
+        if host["dispatch"]:
+            yield f"\nDispatch, mark field `{host['mark']}`:\n"
+            yield from (f"    {line}" for line in host["dispatch"].splitlines())
 
 
 def _difference(document: Document) -> Iterable[str]:

@@ -16,7 +16,7 @@ _LEVELS = 5
 """Steps of the heat scale; 0 is cold."""
 _MOST_CHAINS = 60
 _COLUMN, _ROW, _BOX, _HEIGHT = 250, 40, 190, 28
-_LABEL = 24
+_LABEL = 22
 _TICK = Markup('<line class="grid" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>')
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that steer a terminal or a reader's eye instead of showing something."""
@@ -27,6 +29,17 @@ def harmless(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c in "\n\t" else _shown(c) for c in text)
+
+
+def shown(value: Any) -> Any:
+    """JSON values whose every string is `harmless`, keys too."""
+    if isinstance(value, str):
+        return harmless(value.encode("utf-8", "surrogateescape").decode(errors="backslashreplace"))
+    if isinstance(value, Mapping):
+        return {shown(name): shown(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [shown(each) for each in value]
+    return value
 
 
 def _shown(character: str) -> str:

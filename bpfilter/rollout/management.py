@@ -109,12 +109,12 @@ def own_connections(pid: int) -> tuple[Connection, ...]:
 
 
 def losses(
-    prepared: Prepared, connections: Iterable[Connection], interfaces: Sequence[str]
+    plans: Mapping[Family, Plan], connections: Iterable[Connection], interfaces: Sequence[str]
 ) -> tuple[Loss, ...]:
     """The connections that INPUT's plan drops for certain when new or established."""
     found = []
     for connection in connections:
-        plan = prepared.plans.get(connection.family)
+        plan = plans.get(connection.family)
         chain = None if plan is None else plan.chains.get(("filter", "INPUT"))
         if plan is None or chain is None:
             continue
@@ -131,7 +131,7 @@ def refuse_losses(
     prepared: Prepared, connections: Iterable[Connection], interfaces: Sequence[str]
 ) -> None:
     """RolloutError that names the connection and the rule, if one would be lost."""
-    found = losses(prepared, connections, interfaces)
+    found = losses(prepared.plans, connections, interfaces)
     if found:
         raise RolloutError(
             f"this could lock you out: {'; '.join(map(str, found))}",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import html.parser
+import re
+
+HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Tags(html.parser.HTMLParser):

@@ -21,9 +21,7 @@ from bpfilter.report.safe import markdown, markdown_code, printable
 from bpfilter.report.text import render_plan
 from bpfilter.ruleset.read import read_text
 from tests.report.hostile import RULES
-from tests.report.reading import Tags
-
-HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+from tests.report.reading import HIDDEN, Tags
 
 
 @pytest.fixture(scope="module")

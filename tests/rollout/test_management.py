@@ -128,5 +128,5 @@ def test_only_what_is_dropped_for_certain_is_a_loss(
 ) -> None:
     net.iptables(Backend.NFT).restore(rules(*lines, policy=policy))
     with entered(net.fw):
-        found = losses(prepare(), [SSH], ("v1",)) if lines or policy == "DROP" else ()
+        found = losses(prepare().plans, [SSH], ("v1",)) if lines or policy == "DROP" else ()
     assert {(loss.state, loss.rule.number) for loss in found} == lost
