@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bpfilter.analysis.decode import BLOCK_ENTRIES, AxisMap, Bits, Classes, Decoded, Group, opcodes
+from bpfilter.analysis.decode import BLOCK_ENTRIES, AxisMap, Bits, Decoded, Group, opcodes
 from bpfilter.analysis.diagrams import Diagrams, Packets
 from bpfilter.analysis.outcomes import (
     NO_ENTRY,
@@ -74,7 +74,7 @@ class Entries:
         key = (group.row_base, level, np.packbits(member).tobytes())
         found = self._partial.get(key)
         if found is None:
-            inside = _lookup(group.folds[level - 1], member)
+            inside = member.take(group.folds[level - 1])
             parts = [
                 self._values(axis, classes) & self._folded(group, level - 1, numbers)
                 for classes, numbers in _products(inside)
@@ -107,31 +107,24 @@ class Entries:
         )
 
 
-def _lookup(fold: Classes, member: Bits) -> Bits:
-    # A place that the fold does not have is -1, the element that is appended.
-    inside: Bits = np.append(member, False)[fold]
-    return inside
-
-
 def _products(inside: Bits) -> list[tuple[Bits, Bits]]:
     """A bit matrix [number, class] as a union of products (classes, numbers)."""
-    packed = np.packbits(inside, axis=1)
-    some = np.flatnonzero(np.any(packed, axis=1))
-    if not len(some):
+    some: Bits = np.any(inside, axis=1)
+    numbers = np.flatnonzero(some)
+    if not len(numbers):
         return []
-    first = packed[some[0]]
-    if np.array_equal(packed[some], np.broadcast_to(first, (len(some), len(first)))):
-        held = np.zeros(len(inside), dtype=np.bool_)
-        held[some] = True
-        return [(inside[some[0]], held)]
+    first = inside[numbers[0]]
+    chosen = inside[numbers]
+    if (chosen == first).all():
+        return [(first, some)]
     patterns: dict[bytes, list[int]] = {}
-    for number in some.tolist():
-        patterns.setdefault(packed[number].tobytes(), []).append(number)
+    for number, pattern in zip(numbers.tolist(), np.packbits(chosen, axis=1), strict=True):
+        patterns.setdefault(pattern.tobytes(), []).append(number)
     result = []
-    for numbers in patterns.values():
+    for alike in patterns.values():
         held = np.zeros(len(inside), dtype=np.bool_)
-        held[numbers] = True
-        result.append((inside[numbers[0]], held))
+        held[alike] = True
+        result.append((inside[alike[0]], held))
     return result
 
 

@@ -50,8 +50,11 @@ class AxisMap:
         return np.concatenate([outside, np.where(known, self.classes, self.count), outside])
 
     def values(self, member: Bits) -> Intervals:
-        """The values whose class is a member; `member` has `count` elements."""
-        inside = np.append(member, False).take(self._places)
+        """The values whose class is a member; behind its `count` elements stands one that is not.
+
+        So do all members here: what a table does not map finds that last element.
+        """
+        inside = member.take(self._places)
         edges = np.flatnonzero(inside[1:] != inside[:-1])
         starts = self.starts
         ranges = []
@@ -66,8 +69,8 @@ class AxisMap:
 class Group:
     """Axes folded into one class number, which selects a row.
 
-    `folds[i]` maps (number so far, class of axis i + 1) to the next number; NONE where the
-    table has no such place.
+    `folds[i]` maps (number so far, class of axis i + 1) to the next number; where the table has no
+    such place, to the number behind the last. A last row and a last column lead there as well.
     """
 
     axes: tuple[AxisMap, ...]
@@ -95,9 +98,12 @@ class Decoded:
         return shown, references.view(np.uint32).astype(np.int64)
 
     def columns(self, block: int, base: int, count: int) -> Bits:
-        """Bits [entry, row] of the entries of one block, for `count` rows from `base`."""
+        """Bits [entry, row] of the entries of one block, for `count` rows from `base`.
+
+        Behind them stands a row that no entry is in.
+        """
         shown, references = self._rows
-        result = np.zeros((count, BLOCK_ENTRIES), dtype=np.bool_)
+        result = np.zeros((count + 1, BLOCK_ENTRIES), dtype=np.bool_)
         have = max(0, min(count, len(references) - base))
         chosen = references[base : base + have, block]
         known = chosen < len(self._tables.blocks)
@@ -110,7 +116,7 @@ class Decoded:
     def state_masks(self, block: int) -> npt.NDArray[np.int64]:
         """The states in which each entry of a block applies, as bits of `State`."""
         columns = self.columns(block, self._tables.state_row_base, len(self.state_classes))
-        weights = np.array(self.state_classes, dtype=np.int64)
+        weights = np.array([*self.state_classes, 0], dtype=np.int64)
         masks: npt.NDArray[np.int64] = np.sum(columns * weights, axis=1, dtype=np.int64)
         return masks
 
@@ -133,8 +139,9 @@ def _group(tables: ChainTables, members: list[Axis]) -> Group:
     for axis in members[1:]:
         numbers = np.arange(count * axis.classes) + axis.combine_base
         fold = _ids(tables, numbers).reshape(count, axis.classes)
-        folds.append(fold)
         count = int(fold.max(initial=NONE)) + 1
+        fold = np.pad(fold, (0, 1), constant_values=NONE)
+        folds.append(np.where(fold == NONE, count, fold))
     return Group(maps, tuple(folds), members[-1].row_base, count)
 
 

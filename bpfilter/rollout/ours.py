@@ -15,6 +15,8 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import takewhile
 
 from bpfilter.errors import RolloutError
 
@@ -47,7 +49,7 @@ def bears_our_name(chain: str) -> bool:
 
 def strangers(save: str) -> tuple[str, ...]:
     """Chains of the `filter` table that bear names of ours and are not provably ours."""
-    found = _Chains.of(save)
+    found = _chains(save)
     return tuple(name for name in found.rules if bears_our_name(name) and name not in found.ours)
 
 
@@ -64,7 +66,7 @@ class Leftovers:
 
 def leftovers(save: str) -> Leftovers:
     """Ours in the text of iptables-save; works from the text alone, whatever made it."""
-    found = _Chains.of(save)
+    found = _chains(save)
     return Leftovers(
         tuple(name for name in found.rules if name in found.ours),
         tuple(
@@ -79,13 +81,25 @@ def leftovers(save: str) -> Leftovers:
 
 def contents(save: str) -> Mapping[str, Sequence[str]]:
     """The rules of each chain of ours, in iptables-save's own words."""
-    found = _Chains.of(save)
+    found = _chains(save)
     return {name: tuple(rules) for name, rules in found.rules.items() if name in found.ours}
 
 
+def heads(save: str) -> Mapping[str, Sequence[str]]:
+    """The rules at the top of each chain of the operator's that jump to ours, one by one."""
+    found = _chains(save)
+    tops = {
+        name: tuple(takewhile(lambda rule: _target(rule) in found.ours, rules))
+        for name, rules in found.rules.items()
+        if name not in found.ours
+    }
+    return {name: top for name, top in tops.items() if top}
+
+
+@lru_cache(maxsize=4)
 def strip(save: str) -> str:
     """The text of iptables-save without our chains and the rules that jump to them."""
-    ours = _Chains.of(save).ours
+    ours = _chains(save).ours
     kept = [
         line for table, line in _lines(save) if table != "filter" or not _is_our_line(line, ours)
     ]
@@ -163,6 +177,12 @@ class _Chains:
             for line in lines:
                 jumps.setdefault(_target(line), []).append((name, line))
         return cls(rules, _provably_ours(rules, jumps))
+
+
+@lru_cache(maxsize=4)
+def _chains(save: str) -> _Chains:
+    """Kept for the texts of both families: each is asked about several times in a stage change."""
+    return _Chains.of(save)
 
 
 def _provably_ours(

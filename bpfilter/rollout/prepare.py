@@ -41,8 +41,11 @@ Proofs = Mapping[tuple[str, str], Proof]
 _LARGE = 2000
 """Entries of a chain from which on its proof gets a process, and memory, of its own."""
 
-_FEW = 1000
-"""Packets that rank the residual functions; the proof lists them all, where it comes so far."""
+_FEW, _FEWER = 1000, 100
+"""Packets that rank the residual functions, of the first plan and of those that follow an edit.
+
+The proof lists them all; where it does not come so far, many more are looked at.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +257,7 @@ def _plan(
     if last is not None and last[0] == digest:
         return last[1:]
     ruleset = _read(tables, save)
-    plan = compile_ruleset(ruleset, reached, budget=_FEW)
+    plan = compile_ruleset(ruleset, reached, budget=_FEW if last is None else _FEWER)
     proven = {key: _proven(ruleset, chain, force) for key, chain in plan.chains.items()}
     if not all(proof.listed for proof in proven.values()):
         plan = compile_ruleset(ruleset, reached)

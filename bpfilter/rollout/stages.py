@@ -18,7 +18,7 @@ from bpfilter.errors import BpfilterError, RolloutError
 from bpfilter.kernel.attach import Attachment
 from bpfilter.kernel.config import Reason
 from bpfilter.kernel.generation import Generation
-from bpfilter.rollout import checks, host, interfaces, ours, record
+from bpfilter.rollout import checks, host, interfaces, record
 from bpfilter.rollout.comparison import Comparison
 from bpfilter.rollout.drift import Fingerprint
 from bpfilter.rollout.early import EarlyDrops
@@ -33,7 +33,7 @@ from bpfilter.rollout.record import Record
 from bpfilter.rollout.request import Request as Request
 from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.shadow import Bounds, ShadowReport, compare
-from bpfilter.rollout.tables import Tables
+from bpfilter.rollout.tables import Standing, Tables
 from bpfilter.rollout.totals import AllTotals, RuleName
 from bpfilter.rollout.trouble import Cause, Trouble
 from bpfilter.rollout.waivers import Waiver
@@ -65,7 +65,7 @@ class Rollout:
         self._program: Program | None = None
         self.links: Mapping[str, int] = {}
         self._expected: Mapping[Tables, Fingerprint] = {}
-        self._made: Mapping[Tables, Mapping[str, Sequence[str]]] = {}
+        self._made: Mapping[Tables, Standing] = {}
         self._counted_from: Mapping[Family, Ruleset] = {}
         self.since = 0.0
         self._revoked = 0.0
@@ -146,7 +146,7 @@ class Rollout:
         with self._all_or_nothing():
             self.prepared, self.links = narrowed, links
             self._expected = prepared.fingerprints
-            self._made = {t: ours.contents(t.save()) for t in narrowed.tables.values()}
+            self._made = {t: Standing.of(t.save()) for t in narrowed.tables.values()}
             self.mark, self.scope = found.mark, found.scope
             program = self._load(narrowed, self.links, found.mark, found.scope)
             self._switch(program, held)

@@ -20,6 +20,23 @@ _WAIT_SECONDS = "10"
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """Ours in one family's `filter` table as it stands, in iptables-save's words.
+
+    `dispatch`: what it was made from, if we know.
+    """
+
+    chains: Mapping[str, Sequence[str]]
+    heads: Mapping[str, Sequence[str]]
+    dispatch: Dispatch | None
+
+    @classmethod
+    def of(cls, save: str, dispatch: Dispatch | None = None) -> Standing:
+        """Ours in iptables-save text."""
+        return cls(ours.contents(save), ours.heads(save), dispatch)
+
+
+@dataclass(frozen=True, slots=True)
 class Tables:
     """One family's tables of one backend in the current network namespace."""
 
@@ -53,24 +70,25 @@ class Tables:
                 hint="check that the kernel has the mark, MARK and conntrack extensions",
             )
 
-    def install(self, dispatch: Dispatch, known: Mapping[str, Sequence[str]] | None = None) -> bool:
-        """Leave exactly this dispatch in the table; `known` as in `ours.edit`."""
-        return self._edit(dispatch, known)
+    def install(self, save: str, dispatch: Dispatch, made: Standing | None = None) -> bool:
+        """Leave exactly this dispatch in the table, whose present text is given; false if it was.
+
+        `made`: how an earlier one stood; chains that are the same keep their rules' state.
+        """
+        if made is not None and made == Standing.of(save, dispatch):
+            return False
+        known = None if made is None else made.chains
+        return self._apply(ours.edit(save, dispatch.chains, dispatch.jumps, known))
 
     def clear(self) -> bool:
         """Remove everything of ours; false if there was nothing."""
-        return self._edit(None)
+        return self._apply(ours.edit(self.save(), {}, ()))
 
     def leftovers(self) -> ours.Leftovers:
         """What of ours stands in the table now."""
         return ours.leftovers(self.save())
 
-    def _edit(
-        self, dispatch: Dispatch | None, known: Mapping[str, Sequence[str]] | None = None
-    ) -> bool:
-        chains = {} if dispatch is None else dispatch.chains
-        jumps = () if dispatch is None else dispatch.jumps
-        text = ours.edit(self.save(), chains, jumps, known)
+    def _apply(self, text: str) -> bool:
         if text:
             self.restore(text)
         return bool(text)

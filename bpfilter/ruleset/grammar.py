@@ -24,7 +24,7 @@ from bpfilter.ruleset.model import (
     Target,
     TargetKind,
 )
-from bpfilter.ruleset.rule_parser import RuleParser
+from bpfilter.ruleset.rule_parser import parse_rule
 from bpfilter.ruleset.targets import EXTENSIONS
 
 _COUNTERS = re.compile(r"\[([0-9]+):([0-9]+)\]")
@@ -75,13 +75,12 @@ def parse(
     refuse = Refuser(source)
     tables: dict[str, Table] = {}
     current: _TableParser | None = None
-    rules = RuleParser(family, lenient)
     number = 0
     for number, line in enumerate(text.split("\n"), 1):
         if not line or line[0] == "#":
             continue
         if current is None:
-            current = _open_table(line, number, rules, refuse, lenient, printed)
+            current = _open_table(line, number, family, refuse, lenient, printed)
         elif line == "COMMIT":
             tables[current.name] = current.finish()
             current = None
@@ -97,7 +96,7 @@ def parse(
 
 
 def _open_table(
-    line: str, number: int, rules: RuleParser, refuse: Refuser, lenient: bool, printed: bool
+    line: str, number: int, family: Family, refuse: Refuser, lenient: bool, printed: bool
 ) -> _TableParser:
     if not line.startswith("*"):
         hint = "a ruleset is what iptables-save prints: *table, chains, rules, COMMIT"
@@ -105,7 +104,7 @@ def _open_table(
     name = (line[1:].split() or [""])[0]
     if name not in BUILTIN_CHAINS:
         raise refuse("no such table", number, name, f"tables are {', '.join(BUILTIN_CHAINS)}")
-    return _TableParser(name, rules, refuse, lenient, printed)
+    return _TableParser(name, family, refuse, lenient, printed)
 
 
 def _counters(word: str) -> Counters | None:
@@ -116,12 +115,12 @@ def _counters(word: str) -> Counters | None:
 
 class _TableParser:
     def __init__(
-        self, name: str, rules: RuleParser, refuse: Refuser, lenient: bool, printed: bool
+        self, name: str, family: Family, refuse: Refuser, lenient: bool, printed: bool
     ) -> None:
         self.name = name
         self._printed = printed
         self._lenient = lenient
-        self._parser = rules
+        self._family = family
         self._refuse = refuse
         self._chains = {c: _Chain(c, "ACCEPT", 0) for c in BUILTIN_CHAINS[name]}
         self._users: frozenset[str] = frozenset()
@@ -255,18 +254,18 @@ class _TableParser:
                 position = len(chain.rules)
             if not 0 <= position <= len(chain.rules):
                 raise self._refuse("the chain is not that long", number, words[2])
-        other = {"-4", "--ipv4"} if self._parser.family is Family.IPV6 else {"-6", "--ipv6"}
+        other = {"-4", "--ipv4"} if self._family is Family.IPV6 else {"-6", "--ipv6"}
         if other & set(rest):
             return
         try:
-            expanded, target, parsed = self._parser.parse(rest, self._users)
+            parsed = parse_rule(rest, self._users, self._family, lenient=self._lenient)
             _check_interfaces(chain.name, parsed.flags)
         except BadWord as error:
             raise self._refuse(str(error), number, error.word, error.hint) from None
-        self._check_target(target, number)
+        self._check_target(parsed.target, number)
         if parsed.counters is not None:
             counters = Counters(*parsed.counters)
-        new = [_Rule(number, matches, target, counters) for matches in expanded]
+        new = [_Rule(number, matches, parsed.target, counters) for matches in parsed.matches]
         at = len(chain.rules) if position is None else position
         chain.rules[at:at] = new
 
@@ -313,7 +312,7 @@ class _TableParser:
         return Table(self.name, chains)
 
 
-def _check_interfaces(chain: str, flags: set[str]) -> None:
+def _check_interfaces(chain: str, flags: frozenset[str]) -> None:
     """Built-in chains without an incoming or outgoing interface refuse to name one."""
     if "-i" in flags and chain in ("OUTPUT", "POSTROUTING"):
         raise BadWord(f"packets in {chain} have no incoming interface", "-i", "use -o")

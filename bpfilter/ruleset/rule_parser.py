@@ -1,10 +1,15 @@
-"""One rule's words → matches and a target. Pure; identical matches share one object."""
+"""One rule's words → matches and a target. Pure; identical matches share one object.
+
+Words that were parsed lately are not parsed again: a ruleset that a daemon reads once more differs
+by a rule or two from the one before.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from bpfilter.ruleset import targets
 from bpfilter.ruleset.fields import Family
@@ -58,21 +63,41 @@ class ParsedRule:
     users: frozenset[str] = frozenset()
 
 
-class RuleParser:
-    """Parses rules of one family; keeps a cache so that equal words give the same Match."""
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What one rule's words stand for: `matches` of each rule (address lists give several)."""
 
-    def __init__(self, family: Family, lenient: bool = False) -> None:
+    matches: tuple[tuple[Match, ...], ...]
+    target: Target
+    flags: frozenset[str]
+    counters: tuple[int, int] | None
+
+
+_KEPT = 1 << 14
+"""Rules that are remembered, of each family; a longer ruleset is parsed anew each time."""
+
+
+def parse_rule(
+    words: Sequence[str], user_chains: frozenset[str], family: Family, *, lenient: bool = False
+) -> Parsed:
+    """The rule of these words behind `-A CHAIN`. Raises BadWord."""
+    # Only chains that the words name matter: a new one leaves what is remembered as it is.
+    return _parse(tuple(words), user_chains.intersection(words), family, lenient)
+
+
+@lru_cache(maxsize=_KEPT)
+def _parse(
+    words: tuple[str, ...], user_chains: frozenset[str], family: Family, lenient: bool
+) -> Parsed:
+    return _RuleParser(family, lenient).parse(words, user_chains)
+
+
+class _RuleParser:
+    def __init__(self, family: Family, lenient: bool) -> None:
         self.family = family
         self.lenient = lenient
-        self._cache: dict[tuple[object, ...], Match] = {}
 
-    def parse(
-        self, words: Sequence[str], user_chains: frozenset[str]
-    ) -> tuple[list[tuple[Match, ...]], Target, ParsedRule]:
-        """The matches of each rule that these words stand for (address lists give several).
-
-        Raises BadWord.
-        """
+    def parse(self, words: Sequence[str], user_chains: frozenset[str]) -> Parsed:
         rule = ParsedRule(users=user_chains)
         index = 0
         while index < len(words):
@@ -84,8 +109,8 @@ class RuleParser:
         target = self._target(rule, user_chains)
         matches = [self._close(opened, rule.protocol) for opened in rule.opened]
         choices = itertools.product(*rule.addresses)
-        rules = [(*chosen, *rule.headers, *matches) for chosen in choices]
-        return rules, target, rule
+        rules = tuple((*chosen, *rule.headers, *matches) for chosen in choices)
+        return Parsed(rules, target, frozenset(rule.flags), rule.counters)
 
     def _word(self, rule: ParsedRule, words: Sequence[str], index: int, negated: bool) -> int:
         word = words[index]
@@ -149,25 +174,12 @@ class RuleParser:
         if flag == "-p" and not negated:
             rule.protocol = header.protocol_number(value)
         if flag not in ("-s", "-d"):
-            rule.headers.append(self._header_value(flag, value, negated))
+            rule.headers.append(_header_value(flag, value, negated, self.family))
             return
         parts = value.split(",")
         if len(parts) > 1 and negated:
             raise BadWord("`!` cannot stand before several addresses", value)
-        rule.addresses.append([self._header_value(flag, part, negated) for part in parts])
-
-    def _header_value(self, flag: str, word: str, negated: bool) -> Match:
-        key = (flag, word, negated)
-        match = self._cache.get(key)
-        if match is None:
-            if flag == "-p":
-                match = header.protocol(word, negated)
-            elif flag in ("-i", "-o"):
-                match = header.interface(flag, word, negated)
-            else:
-                match = header.address(flag, word, negated, self.family)
-            self._cache[key] = match
-        return match
+        rule.addresses.append([_header_value(flag, part, negated, self.family) for part in parts])
 
     def _counters(self, rule: ParsedRule, words: Sequence[str], index: int) -> int:
         first = words[index + 1]
@@ -271,36 +283,39 @@ class RuleParser:
         return targets.make(rule.flag, rule.target, tuple(rule.target_words), user_chains)
 
     def _close(self, opened: _Open, protocol: int) -> Match:
-        by_protocol = opened.spec.by_protocol
-        key = (
-            opened.name,
-            protocol if by_protocol else 0,
-            *((o.name, o.values, o.negated) for o in opened.options),
-        )
-        match = self._cache.get(key)
-        if match is None:
-            match = self._cache[key] = self._match(opened, protocol)
-        return match
+        needed = protocol if opened.spec.by_protocol else 0
+        return _match(opened.name, tuple(opened.options), needed, self.family)
 
-    def _match(self, opened: _Open, protocol: int) -> Match:
-        words = ["-m", opened.name]
-        for option in opened.options:
-            words += ["!"] * option.negated + [option.name, *option.values]
-        opened.spec.check(opened.options, opened.name)
-        interpret = opened.spec.interpret
-        if opened.spec.by_protocol is not None:
-            interpret = opened.spec.by_protocol.get(protocol)
-            if interpret is None:
-                raise BadWord(
-                    f"{opened.name} needs a protocol that has ports",
-                    opened.name,
-                    "write -p tcp, udp, udplite, sctp or dccp, not negated",
-                )
+
+@lru_cache(maxsize=_KEPT)
+def _header_value(flag: str, word: str, negated: bool, family: Family) -> Match:
+    if flag == "-p":
+        return header.protocol(word, negated)
+    if flag in ("-i", "-o"):
+        return header.interface(flag, word, negated)
+    return header.address(flag, word, negated, family)
+
+
+@lru_cache(maxsize=_KEPT)
+def _match(name: str, options: tuple[Option, ...], protocol: int, family: Family) -> Match:
+    _, found = spec(name, family)
+    words = ["-m", name]
+    for option in options:
+        words += ["!"] * option.negated + [option.name, *option.values]
+    found.check(options, name)
+    interpret = found.interpret
+    if found.by_protocol is not None:
+        interpret = found.by_protocol.get(protocol)
         if interpret is None:
-            effect = dynamic.effect(opened.name, opened.options)
-            return Match(opened.name, tuple(words), None, effect=effect)
-        meaning = interpret(opened.options, self.family)
-        return Match(opened.name, tuple(words), meaning.alternatives, effect=meaning.effect)
+            raise BadWord(
+                f"{name} needs a protocol that has ports",
+                name,
+                "write -p tcp, udp, udplite, sctp or dccp, not negated",
+            )
+    if interpret is None:
+        return Match(name, tuple(words), None, effect=dynamic.effect(name, options))
+    meaning = interpret(options, family)
+    return Match(name, tuple(words), meaning.alternatives, effect=meaning.effect)
 
 
 def _option_name(name: str, found: Spec) -> str | None:

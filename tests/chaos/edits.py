@@ -9,6 +9,7 @@ rhythm of its polling.
 from __future__ import annotations
 
 import random
+import select
 import statistics
 import tempfile
 import time
@@ -18,7 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bpfilter.rollout.journal import Journal, Stage
+from bpfilter.rollout.service import POLL_SECONDS
 from bpfilter.rollout.stages import Request, Rollout
+from bpfilter.rollout.watch import Watcher
 from bpfilter.ruleset.model import Backend
 from tests.chaos.book import SECOND, Kind, Tally
 from tests.chaos.namespaces import entered
@@ -26,8 +29,6 @@ from tests.chaos.rules import CHANGING, name_of
 from tests.chaos.traffic import Traffic
 from tests.chaos.world import World
 
-POLL_SECONDS = 0.1
-"""How often bpfilterd looks at the kernel's generation."""
 _FENCE = (1010, "udp accepted")
 
 
@@ -68,14 +69,19 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 @contextmanager
-def _enforcing(world: World) -> Iterator[Rollout]:
+def _enforcing(world: World) -> Iterator[tuple[Rollout, Watcher]]:
     request = Request(world.interfaces, Backend(world.backend), lease_seconds=30.0)
     with tempfile.TemporaryDirectory(prefix="bpfilter-edits-") as directory:
         journal = Journal(Path(directory) / "state")
-        with entered(world.fw), Rollout(request, journal, lambda _: None) as rollout:
+        with (
+            entered(world.fw),
+            Watcher() as watcher,
+            Rollout(request, journal, lambda _: None) as rollout,
+        ):
+            rollout.watched = True
             rollout.shadow()
             rollout.enforce()
-            yield rollout
+            yield rollout, watcher
         journal.remove()
 
 
@@ -84,16 +90,22 @@ def edits(backend: str, count: int, *, router: bool, filler: int, seed: int, rat
     rng = random.Random(seed)
     with World(backend, router=router, filler=filler) as world:
         result = Edited(world.name, filler, tally=world.book.tally)
-        with Traffic(world, rate, seed) as traffic, _enforcing(world) as rollout:
+        with Traffic(world, rate, seed) as traffic, _enforcing(world) as deciding:
             world.book.act = "edits while enforcing"
             for _ in range(count):
-                _one(world, traffic, rollout, rng, result)
+                _one(world, traffic, deciding, rng, result)
     return result
 
 
 def _one(
-    world: World, traffic: Traffic, rollout: Rollout, rng: random.Random, result: Edited
+    world: World,
+    traffic: Traffic,
+    deciding: tuple[Rollout, Watcher],
+    rng: random.Random,
+    result: Edited,
 ) -> None:
+    rollout, watcher = deciding
+    watcher.drain()
     family, _ = world.edit(rng)
     returned = time.monotonic_ns()
     result.edits += 1
@@ -107,10 +119,11 @@ def _one(
             break
         result.late += 1
     result.judged.append((fence - returned) / SECOND)
-    time.sleep(rng.random() * POLL_SECONDS)
+    select.select(watcher.files, [], [], rng.random() * POLL_SECONDS)
     with entered(world.fw):
         while not rollout.edited():
-            time.sleep(POLL_SECONDS)
+            select.select(watcher.files, [], [], POLL_SECONDS)
+            watcher.drain()
         rollout.tick()
         rollout.swap()
     before = world.decided()

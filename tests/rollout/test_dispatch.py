@@ -18,10 +18,11 @@ from bpfilter.compiler.plan import ChainPlan, Code
 from bpfilter.errors import RolloutError
 from bpfilter.rollout import ours
 from bpfilter.rollout.dispatch import Dispatch, merge, render
+from bpfilter.rollout.tables import Standing, Tables
 from bpfilter.ruleset.fields import ALL_STATES, Family, State
 from bpfilter.ruleset.model import Backend, RuleRef, Ruleset
 from bpfilter.ruleset.read import read_text
-from tests.rollout.network import FW4, PEER4, Iptables, Net, call, survivors
+from tests.rollout.network import FW4, PEER4, Iptables, Net, call, entered, survivors
 
 BACKENDS = pytest.mark.parametrize("backend", list(Backend), ids=str)
 ACCEPT, DROP, PUNT = Walk((), Verdict.ACCEPT), Walk((), Verdict.DROP), Walk((), Verdict.PUNT)
@@ -424,3 +425,26 @@ def test_a_code_that_does_not_fit_the_field_is_refused() -> None:
     code = Code(256, Family.IPV4, "filter", "INPUT", always(ACCEPT))
     with pytest.raises(RolloutError, match="does not fit"):
         render(ruleset, chain_plan(ruleset), [code], DEFAULT_MARK, ["v1"])
+
+
+@pytest.mark.kernel
+@BACKENDS
+def test_a_dispatch_that_stands_is_left_alone_and_one_that_was_moved_is_not(
+    net: Net, backend: Backend
+) -> None:
+    source = text("-A INPUT -j ACCEPT")
+    iptables = net.iptables(backend)
+    iptables.restore(source)
+    wanted = dispatch(source, [always(DROP), always(ACCEPT)])
+    other = dispatch(source, [always(ACCEPT)])
+    with entered(net.fw):
+        tables = Tables(Family.IPV4, backend)
+        assert tables.install(tables.save(), wanted)
+        made = Standing.of(tables.save(), wanted)
+        assert not tables.install(tables.save(), wanted, made)
+        assert tables.install(tables.save(), other, made)
+        assert tables.install(tables.save(), wanted, Standing.of(tables.save()))
+        for foreign in ("-I INPUT 1 -s 192.0.2.1 -j DROP", "-A BPF-INPUT -j ACCEPT"):
+            iptables.restore(f"*filter\n{foreign}\nCOMMIT\n", "--noflush")
+            assert tables.install(tables.save(), wanted, made)
+            assert Standing.of(tables.save(), wanted) == made
