@@ -77,10 +77,10 @@ def leaks(backend: str, cycles: int) -> Leaks:
     """So many cycles in this process."""
     found = Leaks()
     with World(backend, router=False) as world, entered(world.fw):
-        before = _standing(world)
+        before, others = _standing(world), _held()
         for _ in range(cycles):
             with _journal() as journal:
-                held = _cycle(journal)
+                held = _cycle(journal) - others
                 teardown(journal.path.parent)
             found.objects += len(held)
             found.left += [f"{kind} {number}" for kind, number in _still(held)]
