@@ -31,6 +31,7 @@ from bpfilter.api.operations import Operations
 from bpfilter.api.planning import finished, routes
 from bpfilter.api.problems import ApiError, Problem
 from bpfilter.api.roles import Operator, at_least
+from bpfilter.api.rulesets import printable, ruleset_document
 from bpfilter.api.schemas import DeploymentRequest, Identity, Table
 from bpfilter.api.work import goal_of, live_ruleset, still_live
 from bpfilter.rollout.doctor import examine
@@ -147,23 +148,15 @@ async def host() -> dict[str, Any]:
 
 @_reading.get("/rulesets/{family}", operation_id="getRuleset", responses=_RULESET)
 async def ruleset(family: Family, accept: Annotated[str, Header()] = "*/*") -> Response:
-    """The live ruleset; its ETag is the digest. `Accept: text/plain` gives iptables-save text."""
+    """The live ruleset rule by rule; its ETag is the digest.
+
+    `Accept: text/plain` gives iptables-save text.
+    """
     found = await asyncio.to_thread(live_ruleset, family)
     headers = {"ETag": f'"{found.digest}"'}
     if "text/plain" in accept:
-        return PlainTextResponse(_printable(write(found, counters=True)), headers=headers)
-    document = {
-        "family": str(found.family),
-        "backend": found.backend and str(found.backend),
-        "digest": found.digest,
-        "rules": sum(1 for _ in found.rules()),
-        "text": _printable(write(found)),
-    }
-    return JSONResponse(document, headers=headers)
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return PlainTextResponse(printable(write(found, counters=True)), headers=headers)
+    return JSONResponse(ruleset_document(found), headers=headers)
 
 
 @_reading.get("/deployment", operation_id="getDeployment")

@@ -62,10 +62,10 @@ class Streams:
         self._most, self._open = most, 0
 
     def refuse_too_many(self) -> None:
-        """ApiError 503 if all are taken."""
+        """ApiError 429 if all are taken."""
         if self._open >= self._most:
             raise ApiError(
-                HTTPStatus.SERVICE_UNAVAILABLE,
+                HTTPStatus.TOO_MANY_REQUESTS,
                 "busy",
                 f"{self._most} clients follow the events already",
                 hint="`api.event_clients` says how many may; GET without text/event-stream works",

@@ -58,10 +58,10 @@ class Operations:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, kind: str, work: Work) -> Operation:
-        """Queue work; ApiError 503 if too much waits already."""
+        """Queue work; ApiError 429 if too much waits already."""
         if sum(each.state is State.WAITING for each in self._known.values()) >= _WAITING:
             raise ApiError(
-                HTTPStatus.SERVICE_UNAVAILABLE,
+                HTTPStatus.TOO_MANY_REQUESTS,
                 "busy",
                 f"{_WAITING} operations wait already",
                 hint="try again when some have ended",
@@ -99,7 +99,7 @@ class Operations:
             try:
                 operation.result = await asyncio.to_thread(work, say)
                 operation.state = State.DONE
-            except BpfilterError as error:
+            except (BpfilterError, ApiError) as error:
                 operation.problem = of_error(error).model_dump(exclude_none=True)
                 operation.state = State.FAILED
             except Exception as error:

@@ -65,8 +65,16 @@ class ApiError(Exception):
         self.hint, self.headers = hint, dict(headers or {})
 
 
-def of_error(error: BpfilterError) -> Problem:
+def of_error(error: BpfilterError | ApiError) -> Problem:
     """The problem that an error of ours is."""
+    if isinstance(error, ApiError):
+        return Problem(
+            type=TYPES + error.problem,
+            title=error.status.phrase,
+            status=error.status,
+            detail=error.detail,
+            hint=error.hint,
+        )
     status = _STATUS.get(error.problem, HTTPStatus.SERVICE_UNAVAILABLE)
     return Problem(
         type=TYPES + error.problem,
@@ -89,14 +97,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
-        problem = Problem(
-            type=TYPES + error.problem,
-            title=error.status.phrase,
-            status=error.status,
-            detail=error.detail,
-            hint=error.hint,
-        )
-        return response(problem, error.headers)
+        return response(of_error(error), error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

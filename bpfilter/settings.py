@@ -16,12 +16,20 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from bpfilter.errors import BpfilterError
 
 FILE = Path("/etc/bpfilter/bpfilter.toml")
 ENVIRONMENT = "BPFILTER_"
+_CREDENTIALS = "CREDENTIALS_DIRECTORY"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -69,7 +77,8 @@ class Tcp(_Section):
     """`[api.tcp]`: the API over TCP, always with TLS; without this section there is none.
 
     Callers are known by a client certificate (`client_ca`, roles by common name) or by a bearer
-    token (`tokens`: a file of `name role sha256-hex` lines).
+    token (`tokens`: a file of `name role sha256-hex` lines). A file without a directory is a
+    credential that systemd passes (LoadCredential=, systemd.exec(5)).
     """
 
     address: str
@@ -79,6 +88,16 @@ class Tcp(_Section):
     client_ca: Path | None = None
     certificate_roles: Mapping[str, Literal["read", "operate", "admin"]] = {}
     tokens: Path | None = None
+
+    @field_validator("certificate", "key", "client_ca", "tokens")
+    @classmethod
+    def _credential(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if path is None or path.is_absolute():
+            return path
+        directory = (info.context or {}).get(_CREDENTIALS)
+        if directory is None:
+            raise ValueError(f"{path} has no directory, and systemd passes no credentials")
+        return Path(directory) / path
 
 
 class Api(_Section):
@@ -165,7 +184,7 @@ def load(file: Path = FILE, environment: Mapping[str, str] | None = None) -> Set
     for source in sources:
         _merge(merged, source.values)
     try:
-        return Settings.model_validate(merged)
+        return Settings.model_validate(merged, context=environment)
     except ValidationError as error:
         raise _explained(error, sources) from None
 

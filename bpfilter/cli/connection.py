@@ -17,9 +17,11 @@ import typer
 
 from bpfilter.errors import BpfilterError, UsageError
 from bpfilter.rollout.asking import ask
+from bpfilter.rollout.counters import counters
 from bpfilter.rollout.detail import ask_detail
 from bpfilter.rollout.journal import GONE, Journal, Stage, running, state_directory
 from bpfilter.rollout.status import STATUS
+from bpfilter.ruleset.fields import Family
 
 TOKEN = "BPFILTER_TOKEN"
 SOCKET = Path("/run/bpfilterd/api.sock")
@@ -55,6 +57,9 @@ class Daemon(Protocol):
     def events(self, after: int = 0) -> Sequence[Mapping[str, Any]]:
         """Events with `id`, `at`, `kind` and `sentence`, those behind `after`, oldest first."""
 
+    def counters(self, families: Sequence[Family]) -> Mapping[str, Any]:
+        """As `rollout.counters`, of one family or of both."""
+
     def confirm(self, identity: str) -> str:
         """Confirm a stage; a sentence."""
 
@@ -84,6 +89,9 @@ class Local:
                 ]
         except GONE:
             return []
+
+    def counters(self, families: Sequence[Family]) -> Mapping[str, Any]:
+        return counters(self.directory, tuple(families))
 
     def confirm(self, identity: str) -> str:
         return ask(self.directory, "confirm", {"id": identity}).sentence
@@ -122,6 +130,10 @@ class Remote:
     def events(self, after: int = 0) -> Sequence[Mapping[str, Any]]:
         found: Sequence[Mapping[str, Any]] = self._get(f"/v1/events?after={after}")["events"]
         return found
+
+    def counters(self, families: Sequence[Family]) -> Mapping[str, Any]:
+        asked = f"?family={families[0]}" if len(families) == 1 else ""
+        return self._get(f"/v1/counters{asked}")
 
     def confirm(self, identity: str) -> str:
         return str(self._post(f"/v1/deployment/commits/{identity}/confirm")["result"])

@@ -10,12 +10,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from bpfilter.cli.connection import State
+from bpfilter.cli.connection import Ca, Cert, State, TokenFile, Url, connect
 from bpfilter.cli.plan import FamilyOption, Format
 from bpfilter.report.safe import harmless
 from bpfilter.report.terminal import terminal
-from bpfilter.rollout.counters import counters
-from bpfilter.rollout.journal import state_directory
 from bpfilter.rollout.listing import listed
 from bpfilter.ruleset.fields import Family
 
@@ -31,6 +29,10 @@ def counters_command(
     ] = False,
     form: Annotated[Format, typer.Option("--format", help="text or json.")] = Format.TEXT,
     state: State = None,
+    url: Url = None,
+    token_file: TokenFile = None,
+    ca: Ca = None,
+    cert: Cert = None,
 ) -> None:
     """What the rules' counters would be without bpfilter: the kernel's and what programs decided.
 
@@ -43,7 +45,7 @@ def counters_command(
     families = tuple(Family) if family is None else (family,)
     if listing:
         families = (family or Family.IPV4,)
-    found = counters(state or state_directory(), families)
+    found = connect(url, state, token_file, ca, cert).counters(families)
     if form is Format.JSON:
         typer.echo(json.dumps(found, indent=1))
     elif listing:

@@ -18,7 +18,7 @@ from typing import Any
 
 from bpfilter.rollout import ours
 from bpfilter.rollout.detail import ask_detail
-from bpfilter.rollout.journal import running
+from bpfilter.rollout.journal import Stage, running
 from bpfilter.rollout.prepare import find_backend
 from bpfilter.rollout.tables import Tables
 from bpfilter.ruleset.fields import Family
@@ -57,7 +57,10 @@ def counters(directory: Path, families: tuple[Family, ...] = tuple(Family)) -> d
     Raises what reading live rules raises. Without a daemon there is nothing but the kernel's.
     """
     backend = find_backend(None)
-    detail = ask_detail(directory)["rules"] if running(directory) is not None else ()
+    found = running(directory)
+    # A service without a deployment answers, but has nothing to tell.
+    idle = found is None or found[1] is Stage.OFF
+    detail = () if idle else ask_detail(directory)["rules"]
     return {
         "backend": backend,
         "rules": [

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from http import HTTPStatus
 
 from bpfilter.api.operations import Operations, State
+from bpfilter.api.problems import ApiError
 from bpfilter.errors import RolloutError
 
 
@@ -25,6 +27,12 @@ def test_a_refusal_is_a_problem() -> None:
     state, problem = asyncio.run(ended(RolloutError("no rules here")))
     assert state is State.FAILED
     assert "no rules here" in problem
+
+
+def test_what_the_api_itself_refuses_keeps_its_status() -> None:
+    state, problem = asyncio.run(ended(ApiError(HTTPStatus.NOT_FOUND, "not-found", "no such plan")))
+    assert state is State.FAILED
+    assert "no such plan" in problem and "404" in problem
 
 
 def test_a_defect_ends_the_operation_too_and_shows_nothing_of_it() -> None:

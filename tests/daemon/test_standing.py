@@ -49,6 +49,7 @@ def test_it_waits_serves_and_waits_again(net: Net, tmp_path: Path) -> None:
     configure(tmp_path)
     with service(net, tmp_path) as found:
         found.ready()
+        assert "INPUT" in asked(net, "counters", "--all", "--state", str(found.state))
         for _ in range(2):
             deploy(net, found, "enforce")
             assert outcome(net, tables) == (FATES, 0)

@@ -43,6 +43,17 @@ def test_a_variable_that_is_no_toml_is_a_string(tmp_path: Path) -> None:
     assert load(file, {"BPFILTER_DEPLOYMENT__STAGE": "enforce"}).deployment.stage == "enforce"
 
 
+def test_a_file_without_a_directory_is_a_credential_of_systemd(tmp_path: Path) -> None:
+    text = "[api.tcp]\naddress = '::'\ncertificate = 'cert.pem'\nkey = '/etc/key.pem'\n"
+    file = written(tmp_path, text)
+    found = load(file, {"CREDENTIALS_DIRECTORY": "/run/credentials/bpfilterd.service"}).api.tcp
+    assert found is not None
+    assert found.certificate == Path("/run/credentials/bpfilterd.service/cert.pem")
+    assert found.key == Path("/etc/key.pem")
+    with pytest.raises(SettingsError, match=r"api\.tcp\.certificate: .*no directory"):
+        load(file, {})
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
