@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 
-from bench.driver import Driver, Timing
 from bench.frames import frame, headers
 from bench.generate import Style, generate
 from bench.report import Compiled
@@ -17,6 +16,7 @@ from bpfilter.compiler.plan import Image
 from bpfilter.errors import RolloutError
 from bpfilter.kernel.config import Mode, Reason
 from bpfilter.kernel.program import Classifier, Options
+from bpfilter.lab.driver import Driver, Timing
 from bpfilter.ruleset.read import read_text
 
 _CHAIN = ("filter", "INPUT")

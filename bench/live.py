@@ -1,21 +1,18 @@
 """Real packets: what a packet costs through iptables, and through the program and its dispatch.
 
 BPF_PROG_RUN with live frames makes packets of all headers in turn and redirects them into a veth
-pair (net/bpf/test_run.c, xdp_test_run_batch); sender and receiver share one core, so the wall time
-per packet is the cost of both. Medians and shares; compare within one run only.
+pair (`bpfilter.lab.driver`); sender and receiver share one core, so the time per packet is the cost
+of both. Medians and shares; compare within one run only.
 """
 
 from __future__ import annotations
 
-import ctypes
 import socket
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
-from bench.driver import Driver
 from bench.frames import frame, headers
 from bench.generate import Style, generate, ruleset_text
 from bench.network import FILTERING, SENDING, Network
@@ -29,13 +26,11 @@ from bpfilter.kernel.attach import attach
 from bpfilter.kernel.config import Mode
 from bpfilter.kernel.program import Classifier, Options
 from bpfilter.kernel.shadow import Shadow
-from bpfilter.kernel.syscall import PROG_TEST_RUN, RunAttributes, bpf
+from bpfilter.lab.driver import Driver
 from bpfilter.rollout.dispatch import render
 from bpfilter.ruleset.read import read_text
 
 _CHAIN = ("filter", "INPUT")
-_LIVE_FRAMES = 2
-_BATCH = 64
 _SECONDS = 0.3
 _ROUNDS = 5
 _AFTER = "*security\n:INPUT DROP [0:0]\nCOMMIT\n"
@@ -88,7 +83,7 @@ def driver_of(network: Network, packets: Sequence[Packet]) -> Iterator[Driver]:
     frames = [frame(packet, mac) for packet in packets]
     with inside(network.sender):
         index = socket.if_nametoindex(SENDING)
-        driver = Driver(frames, ifindex=index)
+        driver = Driver(frames, [index])
     with driver:
         yield driver
 
@@ -113,34 +108,9 @@ def attached(network: Network, image: Image, shadow_share: float = 0.0) -> Itera
 
 def send(network: Network, driver: Driver) -> tuple[float, float]:
     """(best ns per packet, share of the packets that arrived)."""
-    count = _fitting(lambda packets: _flood(network, driver, packets))
-    before = network.received()
-    times = [_flood(network, driver, count) for _ in range(_ROUNDS)]
-    return min(times) / count * 1e9, (network.received() - before) / (_ROUNDS * count)
-
-
-def _fitting(run: Callable[[int], float]) -> int:
-    """How many packets take about `_SECONDS`."""
-    count = 2_000
-    while True:
-        seconds = run(count)
-        if seconds >= _SECONDS / 4:
-            return max(1_000, int(count * _SECONDS / seconds))
-        count *= 4
-
-
-def _flood(network: Network, driver: Driver, count: int) -> float:
-    """Send that many packets; seconds until all were received and judged."""
-    data = ctypes.create_string_buffer(driver.frame, len(driver.frame))
-    attributes = RunAttributes(
-        prog_fd=driver.flood,
-        data_size_in=len(driver.frame),
-        data_in=ctypes.addressof(data),
-        repeat=count,
-        flags=_LIVE_FRAMES,
-        batch_size=_BATCH,
-    )
     with inside(network.sender):
-        start = time.perf_counter()
-        bpf(PROG_TEST_RUN, attributes, "send packets")
-        return time.perf_counter() - start
+        count = driver.fitting(_SECONDS)
+    before = network.received()
+    with inside(network.sender):
+        times = [driver.send(count) for _ in range(_ROUNDS)]
+    return min(times), (network.received() - before) / (_ROUNDS * count)

@@ -17,13 +17,13 @@ from statistics import median
 
 import numpy as np
 
-from bench.driver import Driver
 from bench.frames import headers
 from bench.generate import Style, generate
 from bench.live import attached, driver_of, send
 from bench.network import FILTERING, Network
 from bpfilter.compiler.compile import assemble, compile_ruleset
 from bpfilter.compiler.mark import DEFAULT_MARK
+from bpfilter.lab.driver import Driver
 from bpfilter.rollout.dispatch import render
 from bpfilter.ruleset.read import read_text
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from bench.driver import Driver
 from bench.frames import headers
 from bench.generate import Style, generate
 from bench.live import driver_of, send
@@ -32,6 +31,7 @@ from bpfilter.kernel.config import Early, EarlyNow, Mode
 from bpfilter.kernel.options import Template
 from bpfilter.kernel.program import Classifier, Options
 from bpfilter.kernel.xdp import XdpMode, attach_xdp
+from bpfilter.lab.driver import Driver
 from bpfilter.ruleset.fields import Field
 from bpfilter.ruleset.read import read_text
 

@@ -11,10 +11,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from bpfilter.cli.verify import cutover
 from bpfilter.demo.tour import Tour
 from bpfilter.errors import LabError
 from bpfilter.report.terminal import terminal
+from bpfilter.rollout.marking import cutover
 from bpfilter.ruleset.model import Backend
 
 

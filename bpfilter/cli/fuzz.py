@@ -18,11 +18,11 @@ from typing import Annotated
 import typer
 
 from bpfilter.cli.run import run_app
-from bpfilter.cli.verify import cutover
 from bpfilter.errors import BpfilterError, LabError, RulesetRefused
 from bpfilter.lab.generate import random_ruleset
 from bpfilter.lab.report import Report
 from bpfilter.lab.verify import Request, verify
+from bpfilter.rollout.marking import cutover
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
 from bpfilter.ruleset.read import read_text

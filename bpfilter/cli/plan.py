@@ -17,10 +17,13 @@ import typer
 
 from bpfilter.compiler.compile import assemble, compile_ruleset
 from bpfilter.compiler.mark import DEFAULT_MARK
+from bpfilter.compiler.plan import Plan
 from bpfilter.errors import ProofFailed
 from bpfilter.kernel.config import Mode
 from bpfilter.kernel.described import describe_program
 from bpfilter.kernel.program import Classifier, Options
+from bpfilter.lab.cost import measure
+from bpfilter.report.cost import cost_document
 from bpfilter.report.document import Document, chains_of
 from bpfilter.report.making import make_document
 from bpfilter.report.markdown import plan_markdown
@@ -31,11 +34,13 @@ from bpfilter.report.terminal import terminal
 from bpfilter.report.text import render_plan
 from bpfilter.rollout.live import read_operators
 from bpfilter.rollout.management import own_connections
+from bpfilter.rollout.marking import cutover
 from bpfilter.rollout.outlook import outlook
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_file
 from bpfilter.ruleset.second_reader import second_reading
+from bpfilter.ruleset.tools import default_backend
 
 
 class Format(StrEnum):
@@ -128,6 +133,12 @@ def plan_command(
             " live rules.",
         ),
     ] = None,
+    measured: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Measure in the lab what a packet costs, over the number of rules."
+        ),
+    ] = False,
     program: Annotated[
         bool,
         typer.Option("--program", help="Load the program, print what the kernel made of it."),
@@ -151,7 +162,8 @@ def plan_command(
         look = None
         if ruleset is None if host is None else host:
             look = partial(outlook, operator=own_connections(os.getpid()))
-        document = make_document(source, read, proof_seconds, status.update, host=look)
+        cost = partial(_cost, backend=backend, say=status.update) if measured else None
+        document = make_document(source, read, proof_seconds, status.update, host=look, cost=cost)
     if output is Form.TEXT:
         render_plan(document, terminal(), verbose=verbose)
     else:
@@ -162,6 +174,11 @@ def plan_command(
             f"the compiled tables do not equal the ruleset: {'; '.join(filter(None, wrong))}",
             hint="this is a defect of bpfilter: please report it with the ruleset",
         )
+
+
+def _cost(plan: Plan, backend: Backend | None, say: Callable[[str], object]) -> Document:
+    found = plan.ruleset.backend or backend or default_backend()
+    return cost_document(measure(plan, found, cutover, say))
 
 
 def _inspect(source: Ruleset, shown: Pass | None, program: bool, output: Form) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,35 +14,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from bpfilter.cli.plan import BackendOption, FamilyOption, Format, RulesetOption, load
-from bpfilter.compiler.compile import assemble
-from bpfilter.compiler.plan import Plan
-from bpfilter.errors import RolloutError
 from bpfilter.lab.report import ChainReport, Divergence, Report, Tally
-from bpfilter.lab.verify import Marking, Request, verify
+from bpfilter.lab.verify import Request, verify
 from bpfilter.report.terminal import terminal
-from bpfilter.rollout.dispatch import merge, render
-from bpfilter.rollout.mark import choose, ruleset_uses
+from bpfilter.rollout.marking import cutover
 from bpfilter.ruleset.tools import default_backend
 
 _REASONS_SHOWN, _RULES_SHOWN = 20, 3
-
-
-def cutover(plan: Plan, interfaces: Sequence[str]) -> Marking | str:
-    """The dispatch that a rollout would install, or why it would install none."""
-    if not plan.chains:
-        return "there is no chain to take over"
-    try:
-        mark = choose(ruleset_uses([plan.ruleset]))
-        image = assemble([plan], code_space=mark.max_code + 1)
-        dispatch = merge(
-            [
-                render(plan.ruleset, chain, image.codes, mark, interfaces)
-                for chain in plan.chains.values()
-            ]
-        )
-    except RolloutError as error:
-        return error.message
-    return Marking(mark, image, dispatch.add)
 
 
 def verify_command(

@@ -9,7 +9,6 @@ Source: net/bpf/test_run.c (xdp_test_run_batch).
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import socket
 import struct
@@ -19,22 +18,20 @@ from contextlib import contextmanager
 from bpfilter.demo.network import DEVICE, FLOOD4, SERVER4, Network, inside
 from bpfilter.demo.traffic import checksum
 from bpfilter.kernel.syscall import PROG_TEST_RUN, RunAttributes, bpf
+from bpfilter.lab.driver import take_by_napi
 
 _BPF_PROG_LOAD = 5
 _PROG_TYPE_XDP, _ATTACH_XDP = 6, 37
 _LIVE_FRAMES = 2
 _BATCH = 64
 _BPF_REDIRECT = 23
-_SIOCETHTOOL, _ETHTOOL_SGRO = 0x8946, 0x2C
 _SENDER = bytes.fromhex("020000000009")
 
 
 def enable_gro(network: Network) -> None:
     """Switch GRO on at the server's interface: it makes veth take frames by NAPI."""
-    with inside(network.server), socket.socket() as sock:
-        value = ctypes.create_string_buffer(struct.pack("II", _ETHTOOL_SGRO, 1))
-        request = struct.pack("16sQ16x", DEVICE.encode(), ctypes.addressof(value))
-        fcntl.ioctl(sock, _SIOCETHTOOL, request)
+    with inside(network.server):
+        take_by_napi(DEVICE)
 
 
 def udp_frame(network: Network, port: int, source_port: int = 40000) -> bytes:

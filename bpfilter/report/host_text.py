@@ -1,4 +1,4 @@
-"""The parts of a plan report that are about the host, on a terminal."""
+"""The parts of a plan report that are about the host and its packets, on a terminal."""
 
 from __future__ import annotations
 
@@ -43,6 +43,23 @@ def render_host(host: Document, console: Console, *, verbose: bool = False) -> N
     console.print(Text(_dispatch(host)))
     if verbose and host["dispatch"]:
         console.print(Text(host["dispatch"].rstrip()))
+
+
+def render_cost(cost: Document, console: Console) -> None:
+    """What packets cost, over the number of rules."""
+    console.print(Text(f"What a packet costs in {cost['chain']}", style="italic"))
+    table = Table("path", box=None, pad_edge=False)
+    for rules in cost["rules"]:
+        table.add_column(f"{rules:,} rules", justify="right")
+    own = cost["own"]
+    if own is not None:
+        table.add_column("own traffic", justify="right")
+    last = [] if own is None else [cost["paths"][0]["ns"][-1], own["iptables"], own["program"]]
+    for at, path in enumerate(cost["paths"]):
+        table.add_row(path["name"], *(f"{ns:,} ns" for ns in [*path["ns"], *last[at : at + 1]]))
+    table.add_row("the program alone", *(f"{ns:,} ns" for ns in cost["program"]))
+    console.print(table)
+    console.print(Text(cost["sentence"], "green" if cost["worth"] else "yellow"))
 
 
 def _dispatch(host: Document) -> str:

@@ -96,11 +96,17 @@ def _host(document: Document) -> Iterable[str]:
         yield "\n## What a packet costs\n"
         yield markdown(cost["sentence"])
         yield ""
+        own = cost["own"]
+        extra = [] if own is None else [">own traffic"]
+        last = [] if own is None else [cost["paths"][0]["ns"][-1], own["iptables"], own["program"]]
         yield from table(
-            ("path", *(f">{rules:,} rules" for rules in cost["rules"])),
+            ("path", *(f">{rules:,} rules" for rules in cost["rules"]), *extra),
             (
-                (markdown(path["name"]), *(f"{ns:,.0f} ns" for ns in path["ns"]))
-                for path in cost["paths"]
+                (
+                    markdown(path["name"]),
+                    *(f"{ns:,} ns" for ns in [*path["ns"], *last[at : at + 1]]),
+                )
+                for at, path in enumerate(cost["paths"])
             ),
         )
     if host is not None:

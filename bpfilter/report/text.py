@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bpfilter.report.document import FATES, Document, chains_of, proof_sentence
-from bpfilter.report.host_text import render_host
+from bpfilter.report.host_text import render_cost, render_host
 
 STYLES = {
     "native": "green",
@@ -38,6 +38,8 @@ def render_plan(document: Document, console: Console, *, verbose: bool = False) 
     ]
     if shown:
         console.print(_rules(shown, "Rules" if verbose else "Rules to look at"))
+    if document["cost"] is not None:
+        render_cost(document["cost"], console)
     if document["host"] is not None:
         render_host(document["host"], console, verbose=verbose)
     console.print(_verdict(document))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.driver import Driver
 from bench.frames import frame, headers
 from bench.generate import Style, generate
 from bpfilter.compiler.compile import assemble, compile_ruleset
 from bpfilter.compiler.walk import walk
 from bpfilter.kernel.config import Mode
 from bpfilter.kernel.program import Classifier, Options
+from bpfilter.lab.driver import Driver
 from bpfilter.ruleset.read import read_text
 
 pytestmark = pytest.mark.kernel

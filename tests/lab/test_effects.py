@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from bpfilter.cli.verify import cutover
 from bpfilter.lab.effects import differences, moved, packets_by_words
 from bpfilter.lab.verify import Request, verify
+from bpfilter.rollout.marking import cutover
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
 from bpfilter.ruleset.read import read_text

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bpfilter.cli.verify import cutover
 from bpfilter.errors import LabError, RulesetRefused
 from bpfilter.lab.verify import Request, verify
+from bpfilter.rollout.marking import cutover
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
 from bpfilter.ruleset.read import read_file

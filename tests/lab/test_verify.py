@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from bpfilter.cli.main import run
-from bpfilter.cli.verify import cutover
 from bpfilter.errors import LabError
 from bpfilter.lab.report import Report
 from bpfilter.lab.verify import Request, verify
+from bpfilter.rollout.marking import cutover
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
 from bpfilter.ruleset.read import read_text

@@ -8,10 +8,14 @@
 
 #include <bpf/bpf_helpers.h>
 
-#define FRAME 60
+/* The least Ethernet frame, and one that has room for IPv6 and TCP. */
+#define FRAME4 60
+#define FRAME6 78
 
 struct frame {
-	__u8 bytes[64];
+	__u8 bytes[80];
+	__u32 ifindex;
+	__u32 pad;
 };
 
 struct {
@@ -31,8 +35,6 @@ struct {
 struct cursor {
 	__u32 next;
 	__u32 count;
-	__u32 ifindex;
-	__u32 pad;
 };
 
 struct {
@@ -42,14 +44,15 @@ struct {
 	__type(value, struct cursor);
 } cursors SEC(".maps");
 
-/* Takes turns through the frames and copies one into the packet. */
-static __always_inline int next_frame(void *data, void *data_end)
+/* Takes turns through the frames and copies one into the packet; its interface, negative if none.
+ */
+static __always_inline int next_frame(void *data, void *data_end, const int size)
 {
 	struct cursor *cursor;
 	struct frame *frame;
 	__u32 zero = 0, at;
 
-	if (data + FRAME > data_end)
+	if (data + size > data_end)
 		return -1;
 	cursor = bpf_map_lookup_elem(&cursors, &zero);
 	if (!cursor)
@@ -59,16 +62,34 @@ static __always_inline int next_frame(void *data, void *data_end)
 	frame = bpf_map_lookup_elem(&frames, &at);
 	if (!frame)
 		return -1;
-	__builtin_memcpy(data, frame->bytes, FRAME);
-	return cursor->ifindex;
+	__builtin_memcpy(data, frame->bytes, size);
+	return frame->ifindex;
+}
+
+static __always_inline int run(struct __sk_buff *skb, const int size)
+{
+	if (next_frame((void *)(long)skb->data, (void *)(long)skb->data_end, size) >= 0)
+		bpf_tail_call(skb, &under_test, 0);
+	return TC_ACT_SHOT;
+}
+
+static __always_inline int send(struct xdp_md *ctx, const int size)
+{
+	int ifindex = next_frame((void *)(long)ctx->data, (void *)(long)ctx->data_end, size);
+
+	return ifindex > 0 ? bpf_redirect(ifindex, 0) : XDP_DROP;
 }
 
 SEC("tc")
-int drive(struct __sk_buff *skb)
+int drive4(struct __sk_buff *skb)
 {
-	if (next_frame((void *)(long)skb->data, (void *)(long)skb->data_end) >= 0)
-		bpf_tail_call(skb, &under_test, 0);
-	return TC_ACT_SHOT;
+	return run(skb, FRAME4);
+}
+
+SEC("tc")
+int drive6(struct __sk_buff *skb)
+{
+	return run(skb, FRAME6);
 }
 
 SEC("tc")
@@ -79,11 +100,15 @@ int nothing(struct __sk_buff *skb)
 }
 
 SEC("xdp")
-int flood(struct xdp_md *ctx)
+int flood4(struct xdp_md *ctx)
 {
-	int ifindex = next_frame((void *)(long)ctx->data, (void *)(long)ctx->data_end);
+	return send(ctx, FRAME4);
+}
 
-	return ifindex > 0 ? bpf_redirect(ifindex, 0) : XDP_DROP;
+SEC("xdp")
+int flood6(struct xdp_md *ctx)
+{
+	return send(ctx, FRAME6);
 }
 
 SEC("xdp")
