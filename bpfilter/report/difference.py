@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -20,8 +20,17 @@ SCHEMA_VERSION = 1
 _COLOURS = {"ACCEPT": "green", "DROP": "red"}
 
 
-def difference_document(old: Ruleset, new: Ruleset, found: Sequence[HookDifference]) -> Document:
-    """Everything a semantic diff says. `same`: proven that no packet is treated differently."""
+def difference_document(
+    old: Ruleset,
+    new: Ruleset,
+    found: Sequence[HookDifference],
+    judged: Mapping[tuple[str, str], int | None] | None = None,
+) -> Document:
+    """Everything a semantic diff says. `same`: proven that no packet is treated differently.
+
+    `judged`: packets that came to each built-in chain so far, where the old rules have counters;
+    None if that is not known.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "family": str(old.family),
@@ -30,18 +39,18 @@ def difference_document(old: Ruleset, new: Ruleset, found: Sequence[HookDifferen
         "same": all(each.same for each in found),
         "complete": all(each.complete for each in found),
         "changed_verdicts": sum(change.of_verdict for each in found for change in each.changes),
-        "chains": [_chain(old, new, each) for each in found],
+        "chains": [_chain(old, new, each, (judged or {}).get(each.hook, 0)) for each in found],
     }
 
 
-def _chain(old: Ruleset, new: Ruleset, found: HookDifference) -> Document:
+def _chain(old: Ruleset, new: Ruleset, found: HookDifference, judged: int | None) -> Document:
     edits = found.edits
     return {
         "table": found.hook[0],
         "chain": found.hook[1],
         "same": found.same,
         "complete": found.complete,
-        "changes": [_change(old, new, each, found) for each in found.changes],
+        "changes": [_change(old, new, each, found, judged) for each in found.changes],
         "rules": {
             "added": [_rule(rule) for rule in edits.added],
             "removed": [_rule(rule) for rule in edits.removed],
@@ -56,15 +65,20 @@ def _chain(old: Ruleset, new: Ruleset, found: HookDifference) -> Document:
     }
 
 
-def _change(old: Ruleset, new: Ruleset, change: Change, found: HookDifference) -> Document:
+def _change(
+    old: Ruleset, new: Ruleset, change: Change, found: HookDifference, judged: int | None
+) -> Document:
     packet, state = change.example
+    before = _side(old, change.old)
+    most = before["rule"]["packets"]
     return {
         "verdict_changes": change.of_verdict,
         "packets": [box_words(box, found.space) for box in change.boxes],
         "more": change.more,
         "share_of_headers": change.share,
         "example": f"{describe_packet(packet, found.space)}, state {state_words(state)}",
-        "old": _side(old, change.old),
+        "traffic": None if most is None or judged == 0 else {"most": most, "of": judged},
+        "old": before,
         "new": _side(new, change.new),
     }
 
@@ -82,7 +96,9 @@ def _named(ruleset: Ruleset, ref: RuleRef) -> Document:
     chain = None if table is None else table.chains.get(ref.chain)
     if ref.number == 0 or chain is None:
         policy = "ACCEPT" if chain is None else chain.policy
-        return {**reference(ref), "text": f"-P {printable(ref.chain)} {policy}", "packets": None}
+        counters = None if chain is None else chain.counters
+        packets = None if counters is None else counters.packets
+        return {**reference(ref), "text": f"-P {printable(ref.chain)} {policy}", "packets": packets}
     return _rule(chain.rules[ref.number - 1])
 
 
@@ -92,6 +108,18 @@ def _rule(rule: Rule) -> Document:
         "text": printable(f"-A {rule.chain} {rule_words(rule)}".rstrip()),
         "packets": None if rule.counters is None else rule.counters.packets,
     }
+
+
+def touched(change: Document) -> str | None:
+    """How much traffic so far a change would have touched; None if nothing was counted."""
+    traffic = change["traffic"]
+    if traffic is None:
+        return None
+    most, of = traffic["most"], traffic["of"]
+    if not most:
+        return "no packet so far: none has met the rule that decides these now"
+    share = "" if of is None else f" of {of:,} ({most / of:.1%})"
+    return f"at most {most:,} packets{share} so far: those that the rule of before decided"
 
 
 def render_difference(document: Document, console: Console) -> None:
@@ -157,14 +185,14 @@ def _render_change(change: Document, console: Console) -> None:
     if change["more"]:
         console.print(Text("    and more packets that these rules decide", style="dim"))
     console.print(Text(f"    for example {change['example']}", style="dim"))
+    if (traffic := touched(change)) is not None:
+        console.print(Text(f"    {traffic}", style="dim"))
     both = [text for text in old["after"] if text in new["after"]]
     for name, side in (("was", old), ("now", new)):
         console.print(Text(f"    {name}: {_place(side['rule'])}  {side['rule']['text']}"))
         for text in side["after"]:
             if text not in both:
                 console.print(Text(f"         after {text}", style="dim"))
-        if side["rule"]["packets"]:
-            console.print(Text(f"         {side['rule']['packets']} packets so far", style="dim"))
     for text in both:
         console.print(Text(f"    before and now after {text}", style="dim"))
 

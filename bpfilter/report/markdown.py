@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bpfilter.report.difference import touched
 from bpfilter.report.document import FATES, Document, proof_sentence
 from bpfilter.report.safe import markdown, markdown_code
 from bpfilter.report.text import MEANING
@@ -170,6 +171,8 @@ def _chain_difference(chain: Document) -> Iterable[str]:
         if change["more"]:
             yield "- and more packets that these rules decide"
         yield f"\nFor example {markdown(change['example'])}\n"
+        if (traffic := touched(change)) is not None:
+            yield f"Traffic: {markdown(traffic)}\n"
         yield from table(
             ("", "rule", "text"),
             (

@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bpfilter.report.difference import touched
 from bpfilter.report.document import FATES, Document
 from bpfilter.report.pictures import Curve, bar, chain_graph, curves, growth, heat
 from bpfilter.report.shadow import causes, counted, head, moment, span, unexercised, verdict, way
@@ -37,7 +38,7 @@ def plan_page(document: Document) -> str:
 
 def difference_page(document: Document) -> str:
     """The semantic diff of `difference_document`."""
-    return _render("difference.html.j2", document=document)
+    return _render("difference.html.j2", document=document, touched=touched)
 
 
 def shadow_page(document: Document) -> str:

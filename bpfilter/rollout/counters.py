@@ -11,8 +11,8 @@ packets are `possible` at each of those rules and counted at none.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from bpfilter.rollout.journal import Stage, running
 from bpfilter.rollout.prepare import find_backend
 from bpfilter.rollout.tables import Tables
 from bpfilter.ruleset.fields import Family
-from bpfilter.ruleset.model import Backend, RuleRef, Ruleset
+from bpfilter.ruleset.model import Backend, Chain, Counters, RuleRef, Ruleset
 from bpfilter.ruleset.read import read_text
 from bpfilter.ruleset.writer import rule_words
 
@@ -57,10 +57,7 @@ def counters(directory: Path, families: tuple[Family, ...] = tuple(Family)) -> d
     Raises what reading live rules raises. Without a daemon there is nothing but the kernel's.
     """
     backend = find_backend(None)
-    found = running(directory)
-    # A service without a deployment answers, but has nothing to tell.
-    idle = found is None or found[1] is Stage.OFF
-    detail = () if idle else ask_detail(directory)["rules"]
+    detail = _detail(directory)
     return {
         "backend": backend,
         "rules": [
@@ -71,8 +68,52 @@ def counters(directory: Path, families: tuple[Family, ...] = tuple(Family)) -> d
     }
 
 
+def _detail(directory: Path) -> Sequence[Mapping[str, Any]]:
+    """The rules of `rollout.detail`; none where nothing is deployed."""
+    found = running(directory)
+    # A service without a deployment answers, but has nothing to tell.
+    idle = found is None or found[1] is Stage.OFF
+    return () if idle else ask_detail(directory)["rules"]
+
+
+def with_traffic(ruleset: Ruleset, directory: Path) -> tuple[Ruleset, bool]:
+    """A live or enforced ruleset with the packets that its rules met: at most so many.
+
+    Those that iptables counted, and those that programs decided or may have decided there; and
+    whether each packet is counted once only. Rules that are not the live ones any more have no
+    counters. Raises what reading live rules raises.
+    """
+    if ruleset.backend is None:
+        return ruleset, True
+    found = read_merged(ruleset.family, ruleset.backend, _detail(directory))
+    known = {(each.ref, each.text): each for each in found}
+    tables = {
+        name: replace(
+            table, chains={n: _counted(name, chain, known) for n, chain in table.chains.items()}
+        )
+        for name, table in ruleset.tables.items()
+    }
+    return replace(ruleset, tables=tables), not any(each.possible for each in found)
+
+
+def _counted(table: str, chain: Chain, known: Mapping[tuple[RuleRef, str], Merged]) -> Chain:
+    def counters_of(ref: RuleRef, text: str) -> Counters | None:
+        found = known.get((ref, text))
+        return None if found is None else Counters(found.packets + found.possible, found.bytes)
+
+    rules = tuple(
+        replace(
+            rule,
+            counters=counters_of(rule.ref, f"-A {chain.name} {rule_words(rule)}".rstrip()),
+        )
+        for rule in chain.rules
+    )
+    policy = counters_of(RuleRef(table, chain.name, 0), f"-P {chain.name} {chain.policy}")
+    return replace(chain, rules=rules, counters=policy)
+
+
 def read_merged(
-    family: Family, backend: Backend, detail: tuple[Mapping[str, Any], ...] | list[Any]
+    family: Family, backend: Backend, detail: Sequence[Mapping[str, Any]]
 ) -> list[Merged]:
     """One family's rules with their counters; `detail`: the rules of `rollout.detail`."""
     save = Tables(family, backend).save(counters=True)

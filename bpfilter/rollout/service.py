@@ -12,7 +12,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from bpfilter.errors import BpfilterError, RolloutError
-from bpfilter.rollout import detail
+from bpfilter.rollout import detail, enforced
 from bpfilter.rollout.apart import give_back
 from bpfilter.rollout.comparison import unjudged
 from bpfilter.rollout.gates import Gate, judge
@@ -425,6 +425,7 @@ class Service:
             self.goal, self._gates, self._suspended, self._held, self._deadline, self._not_before
         )
         self._journal.put(STATUS, document(self.rollout, situation))
+        enforced.keep(self._journal, self.rollout)
 
 
 def _unconfirmed() -> Unconfirmed:

@@ -14,8 +14,8 @@ import pytest
 from bpfilter.rollout.teardown import remains, stop_daemon, teardown
 from bpfilter.ruleset.model import Backend
 from tests.cli.calling import bpfilter
-from tests.rollout.network import FW4, PEER4, Net, entered
-from tests.rollout.test_stages import FATES, load, outcome
+from tests.rollout.network import FW4, PEER4, Net, call, entered
+from tests.rollout.test_stages import FATES, RULES, load, outcome
 
 pytestmark = pytest.mark.kernel
 
@@ -150,3 +150,43 @@ def test_merged_counters_are_those_of_a_host_without_us(
     (accepted,) = [rule for rule in found if "--dport 3000" in rule["text"]]
     assert (accepted["packets"], accepted["decided"]["packets"]) == (2, 2)
     assert "a [b]" in shell("counters")
+
+
+def touched_by_services(found: Any) -> Any:
+    """The traffic of the change that closes port 4001."""
+    (change,) = [
+        change
+        for chain in found["chains"]
+        for change in chain["changes"]
+        if (change["old"]["rule"]["chain"], change["old"]["rule"]["number"]) == ("SERVICES", 1)
+    ]
+    assert (change["old"]["verdict"], change["new"]["verdict"]) == ("ACCEPT", "DROP")
+    return change["traffic"]
+
+
+def test_a_diff_is_against_what_is_enforced_else_live_with_its_traffic(
+    net: Net, shell: Shell, tmp_path: Path
+) -> None:
+    tables = load(net, Backend.NFT)
+    assert outcome(net, tables) == (FATES, 12)
+    new = tmp_path / "new.rules"
+    closed = RULES.format(icmp="-p icmp -j ACCEPT").replace("--dport 4001 -j ACCEPT", "-j DROP")
+    new.write_text(closed)
+    found = shell.json("diff", str(new), code=2)
+    assert found["old"]["source"] == "iptables-nft-save"
+    assert touched_by_services(found) == {"most": 3, "of": 12}
+    assert "at most 3 packets of 12 (25.0%) so far" in shell("diff", str(new), code=2)
+    shell("diff", "enforced", str(new), code=1)
+
+    words = ("--interface", "v1", "--stage", "enforce", "--policy", "hold", "--gate", "seconds=0")
+    shell("deploy", *words)
+    assert outcome(net, tables) == (FATES, 0)
+    found = shell.json("diff", str(new), code=2)
+    assert "enforced since" in found["old"]["source"]
+    assert touched_by_services(found) == {"most": 6, "of": None}, "decided packets count too"
+    assert "no packet changes verdict" in shell("diff", "enforced", "live")
+
+    with entered(net.fw):
+        words = ("-I", "INPUT", "2", "-p", "tcp", "--dport", "23", "-j", "ACCEPT")
+        call("iptables-nft", *words)
+    assert "tcp to port 23" in shell("diff", "enforced", "live", code=2)
