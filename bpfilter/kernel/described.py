@@ -13,7 +13,7 @@ from typing import Any
 from bpfilter.kernel import syscall
 from bpfilter.kernel.config import SLOTS, Config
 
-_MAP_FD_BY_ID = 14
+_PROG_FD_BY_ID, _MAP_FD_BY_ID = 13, 14
 _INSTRUCTION = 8
 _MOST_MAPS = 64
 _INFO_BYTES = 256
@@ -32,7 +32,7 @@ _MAP_TYPES = {
 
 
 class _Id(ctypes.Structure):
-    """The members of union bpf_attr for BPF_MAP_GET_FD_BY_ID."""
+    """The members of union bpf_attr for BPF_PROG_GET_FD_BY_ID and BPF_MAP_GET_FD_BY_ID."""
 
     _fields_ = (("id", ctypes.c_uint32), ("next", ctypes.c_uint32), ("flags", ctypes.c_uint32))
 
@@ -45,16 +45,11 @@ def describe_program(fd: int) -> dict[str, Any]:
     `helper_calls`: calls to kernel functions among the instructions (0 where the kernel shows
     them to nobody: kernel.kptr_restrict, kernel lockdown). KernelError if it does not answer.
     """
-    ids = (ctypes.c_uint32 * _MOST_MAPS)()
-    asked = bytearray(_INFO_BYTES)
-    struct.pack_into("=I", asked, _NR_MAPS, _MOST_MAPS)
-    struct.pack_into("=Q", asked, _MAP_IDS, ctypes.addressof(ids))
-    sizes = syscall.object_info(fd, _INFO_BYTES, bytes(asked))
+    sizes, numbers = _info(fd)
     jited, translated = struct.unpack_from("=II", sizes, 16)
-    (count,) = struct.unpack_from("=I", sizes, _NR_MAPS)
     constants: dict[str, int] = {}
     maps = []
-    for number in list(ids)[: min(count, _MOST_MAPS)]:
+    for number in numbers:
         descriptor = syscall.bpf(_MAP_FD_BY_ID, _Id(number, 0, 0), "open a map of the program")
         try:
             described = _map(descriptor)
@@ -71,6 +66,35 @@ def describe_program(fd: int) -> dict[str, Any]:
         "constants": constants,
         "maps": sorted(maps, key=lambda each: -each["bytes"]),
     }
+
+
+def program_map(number: int, name: str) -> int | None:
+    """A descriptor of a loaded program's map, None if it has none of this name; to be closed.
+
+    KernelError if there is no program of this number any more.
+    """
+    program = syscall.bpf(_PROG_FD_BY_ID, _Id(number, 0, 0), f"open program {number}")
+    try:
+        _, numbers = _info(program)
+        for each in numbers:
+            descriptor = syscall.bpf(_MAP_FD_BY_ID, _Id(each, 0, 0), "open a map of the program")
+            if _map(descriptor)["name"] == name:
+                return descriptor
+            os.close(descriptor)
+    finally:
+        os.close(program)
+    return None
+
+
+def _info(fd: int) -> tuple[bytes, list[int]]:
+    """struct bpf_prog_info, and the numbers of the program's maps."""
+    ids = (ctypes.c_uint32 * _MOST_MAPS)()
+    asked = bytearray(_INFO_BYTES)
+    struct.pack_into("=I", asked, _NR_MAPS, _MOST_MAPS)
+    struct.pack_into("=Q", asked, _MAP_IDS, ctypes.addressof(ids))
+    sizes = syscall.object_info(fd, _INFO_BYTES, bytes(asked))
+    (count,) = struct.unpack_from("=I", sizes, _NR_MAPS)
+    return sizes, list(ids)[: min(count, _MOST_MAPS)]
 
 
 def _map(fd: int) -> dict[str, Any]:

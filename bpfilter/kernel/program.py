@@ -6,6 +6,7 @@ Loading changes nothing on the host until `attach`. Closing drops everything tha
 from __future__ import annotations
 
 import errno
+import hashlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -81,6 +82,15 @@ class Result:
         return tuple(self.slot.plan.flat.entries[index] for index in self.final)
 
 
+def _template(kind: Template) -> Path:
+    return TEMPLATES / f"{kind}.bpf.o"
+
+
+def template_digest() -> str:
+    """SHA-256 of the compiled classifier: whose maps have the layout that this module knows."""
+    return hashlib.sha256(_template(Template.CLASSIFIER).read_bytes()).hexdigest()
+
+
 class Classifier:
     """A loaded image; a context manager."""
 
@@ -107,7 +117,7 @@ class Classifier:
         for chain, entries in options.raw_entries.items():
             slot = config.slots[slot_number(*chain)]
             slot.raw_entries, slot.forward = entries, 0
-        loaded = BpfObject(TEMPLATES / f"{options.template}.bpf.o")
+        loaded = BpfObject(_template(options.template))
         try:
             _size_maps(loaded, contents, options)
             for name, descriptor in options.shared.items():

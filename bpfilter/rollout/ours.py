@@ -185,6 +185,12 @@ def _chains(save: str) -> _Chains:
     return _Chains.of(save)
 
 
+def forget_texts() -> None:
+    """Let go of the texts that were asked about; to be called when a stage change is over."""
+    strip.cache_clear()
+    _chains.cache_clear()
+
+
 def _provably_ours(
     rules: Mapping[str, Sequence[str]], jumps: Mapping[str, Sequence[tuple[str, str]]]
 ) -> frozenset[str]:

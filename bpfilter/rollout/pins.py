@@ -103,6 +103,11 @@ def open_links() -> dict[str, int]:
     return found
 
 
+def link_program(descriptor: int) -> int:
+    """The kernel's number of the program that a link runs (struct bpf_link_info)."""
+    return int.from_bytes(object_info(descriptor)[8:12], "little")
+
+
 def link_interface(descriptor: int) -> int:
     """The index of the interface that a tcx link is at; 0 once it is gone."""
     return int.from_bytes(object_info(descriptor)[_INTERFACE], "little")

@@ -58,7 +58,7 @@ class Program:
     ) -> None:
         self._asked = early
         self._classifier = classifier
-        self._links = links
+        self.links = links
         self._addresses = frozenset(addresses)
         self.routing = routing
         self._events = events
@@ -135,7 +135,7 @@ class Program:
         if image is None:
             return
         try:
-            self.output = Output.start(image, self._classifier, self._links, revokes=revokes)
+            self.output = Output.start(image, self._classifier, self.links, revokes=revokes)
         except KernelError as error:
             self.unjudged = f"OUTPUT is left to iptables: {error.message}"
         if self.output is not None:
@@ -145,7 +145,7 @@ class Program:
         """Before the program is attached and before the generation is observed: see `Watch`."""
         if not share:
             return
-        names = {index: name for name, index in self._links.items()}
+        names = {index: name for name, index in self.links.items()}
         started = start_if_possible(self._classifier, names, revokes=revokes)
         if isinstance(started, str):
             self.unwatched = started
@@ -161,7 +161,7 @@ class Program:
         """
         held = dict(held or {})
         try:
-            for name, index in self._links.items():
+            for name, index in self.links.items():
                 attachment = self._take_over(held.pop(name, None), index)
                 self._attachments[name] = attachment
                 if isinstance(attachment, TcxLink):
@@ -218,12 +218,17 @@ class Program:
             return
         try:
             self.early = EarlyDrops.start(
-                rulesets, self._classifier, self._links, self._asked, report, held
+                rulesets, self._classifier, self.links, self._asked, report, held
             )
         except BpfilterError as error:
             report(f"no early drops: {error.message}")
         else:
             self._stack.callback(self.early.close)
+
+    @property
+    def told(self) -> tuple[frozenset[LocalRoute], Routing]:
+        """The host's addresses and routing as the program knows them."""
+        return self._addresses, self.routing
 
     def vouch_early(self) -> str | None:
         """Look at the conditions of early drops, once the rules are known to be the plan's."""
@@ -255,13 +260,13 @@ class Program:
 
     def attached(self) -> bool:
         """Whether the program is still at all its interfaces."""
-        found = attached(tuple(self._links))
-        return {each.interface for each in found if self._ours(each)} == set(self._links)
+        found = attached(tuple(self.links))
+        return {each.interface for each in found if self._ours(each)} == set(self.links)
 
     def foreign(self) -> tuple[Attached, ...]:
         """Programs of others at the same interfaces: they could forge or overwrite marks."""
         early = self.early.links if self.early is not None else set()
-        found = attached(tuple(self._links))
+        found = attached(tuple(self.links))
         return tuple(each for each in found if not self._ours(each) and each.link not in early)
 
     def _ours(self, found: Attached) -> bool:

@@ -15,9 +15,13 @@ from typing import Any
 
 from bpfilter.compiler.codes import describe
 from bpfilter.compiler.mark import MarkField
+from bpfilter.kernel.addresses import LocalRoute
+from bpfilter.kernel.program import template_digest
+from bpfilter.kernel.routing import Routing
 from bpfilter.rollout.drift import Fingerprint
 from bpfilter.rollout.journal import Journal, Stage
 from bpfilter.rollout.prepare import Prepared
+from bpfilter.rollout.program import Program
 from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.tables import Tables
 
@@ -40,6 +44,10 @@ class Record:
     codes: str
     deadline: int | None
     boot: str
+    host: str
+    """`surroundings` as the program was told them last."""
+    template: str
+    """Digest of the object file that it was loaded from."""
 
     @classmethod
     def read(cls, journal: Journal) -> Record | None:
@@ -56,6 +64,8 @@ class Record:
             found["codes"],
             found["deadline"],
             found["boot"],
+            found.get("host", ""),
+            found.get("template", ""),
         )
 
     def describes(self, prepared: Prepared, narrowed: Prepared, held: Collection[str]) -> bool:
@@ -70,6 +80,31 @@ class Record:
             and (self.deadline is None or time.monotonic_ns() < self.deadline)
         )
 
+    @classmethod
+    def of(
+        cls,
+        prepared: Prepared,
+        stage: Stage,
+        scope: Scope,
+        mark: MarkField,
+        expected: Mapping[Tables, Fingerprint],
+        program: Program,
+        deadline: int | None,
+    ) -> Record:
+        """Of a program that decides, of what was prepared; `expected`: the tables as they are."""
+        return cls(
+            stage,
+            scope,
+            mark,
+            tuple(program.links),
+            wholes(expected),
+            codes_digest(prepared),
+            deadline,
+            boot_id(),
+            surroundings(*program.told),
+            template_digest(),
+        )
+
     def write(self, journal: Journal) -> None:
         """Keep it."""
         document: dict[str, Any] = {
@@ -81,6 +116,8 @@ class Record:
             "codes": self.codes,
             "deadline": self.deadline,
             "boot": self.boot,
+            "host": self.host,
+            "template": self.template,
         }
         journal.put(_NAME, document)
 
@@ -98,6 +135,14 @@ def boot_id() -> str:
 def wholes(fingerprints: Mapping[Tables, Fingerprint]) -> Mapping[str, str]:
     """Digests of all tables, by family and backend."""
     return {f"{t.family}/{t.backend}": print_.whole for t, print_ in fingerprints.items()}
+
+
+def surroundings(addresses: frozenset[LocalRoute], routing: Routing) -> str:
+    """A digest of what a program knows of the host beside the rules."""
+    routes = sorted((str(a.family), a.key, a.kind) for a in addresses)
+    devices = sorted((i, d.name, d.known) for i, d in routing.devices.items())
+    untrusted = sorted((str(family), why) for family, why in routing.untrusted.items())
+    return hashlib.sha256(repr((routes, devices, untrusted)).encode()).hexdigest()
 
 
 def codes_digest(prepared: Prepared) -> str:

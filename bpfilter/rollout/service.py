@@ -12,7 +12,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from bpfilter.errors import BpfilterError, RolloutError
-from bpfilter.rollout import detail, enforced
+from bpfilter.rollout import detail, enforced, ours
 from bpfilter.rollout.apart import give_back
 from bpfilter.rollout.comparison import unjudged
 from bpfilter.rollout.gates import Gate, judge
@@ -246,7 +246,7 @@ class Service:
             self._started = True
             self._settled(self.goal)
         self._publish()
-        give_back()
+        _rest()
 
     def _check_goal(self, goal: Goal, prepared: Prepared) -> None:
         for sentence in prepared.notices():
@@ -298,7 +298,7 @@ class Service:
         self._next_tick = time.monotonic() + RENEW_SECONDS
         self._event("followed", f"in force again after {time.monotonic() - began:.2f} s")
         self._publish()
-        give_back()
+        _rest()
 
     def _advance(self) -> None:
         """Look at the gates, and go on to the goal when all are open."""
@@ -349,7 +349,7 @@ class Service:
             self._settled(goal)
         self._gates = ()
         self._event("stage", f"stage {goal.stage}" + self._until())
-        give_back()
+        _rest()
 
     def _put_pending(self, deadline: int) -> None:
         document = {"id": self.goal.confirm_id, "deadline": deadline, "boot": boot_id()}
@@ -426,6 +426,12 @@ class Service:
         )
         self._journal.put(STATUS, document(self.rollout, situation))
         enforced.keep(self._journal, self.rollout)
+
+
+def _rest() -> None:
+    """Keep nothing for long that only stage changes need."""
+    ours.forget_texts()
+    give_back()
 
 
 def _unconfirmed() -> Unconfirmed:

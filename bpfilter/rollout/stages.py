@@ -19,6 +19,7 @@ from bpfilter.kernel.attach import Attachment
 from bpfilter.kernel.config import Reason
 from bpfilter.kernel.generation import Generation
 from bpfilter.rollout import checks, host, interfaces, record
+from bpfilter.rollout.caretaker import taking_care
 from bpfilter.rollout.comparison import Comparison
 from bpfilter.rollout.drift import Fingerprint
 from bpfilter.rollout.early import EarlyDrops
@@ -132,9 +133,10 @@ class Rollout:
             return False
         held = Program.pinned()
         try:
-            prepared = self._prepare()
-            narrowed = prepared.narrowed(found.scope, found.mark)
             links = interfaces.within(self.request.interfaces, found.scope)
+            with taking_care(found, held, links, self.request.lease_seconds, self._report):
+                prepared = self._prepare()
+            narrowed = prepared.narrowed(found.scope, found.mark)
             same = found.describes(prepared, narrowed, held) and tuple(links) == found.interfaces
             same = same and not checks.obstacles(found.mark)
         except BpfilterError:
@@ -168,6 +170,7 @@ class Rollout:
         if reason is None:
             for sentence in self._program.refresh():
                 self._report(sentence)
+                self._write_record()
             self._program.vouch_early()
             self.lease.renew()
         else:
@@ -365,18 +368,11 @@ class Rollout:
             self.lease.renew()
 
     def _write_record(self) -> None:
-        if self.mark is None or self.prepared is None or self.lease is None:
+        program = self._program
+        if self.mark is None or self.prepared is None or self.lease is None or program is None:
             return
-        Record(
-            self.stage,
-            self.scope,
-            self.mark,
-            tuple(self.links),
-            record.wholes(self._expected),
-            record.codes_digest(self.prepared),
-            self.lease.deadline,
-            record.boot_id(),
-        ).write(self._journal)
+        generation = self.prepared, self.stage, self.scope, self.mark, self._expected
+        Record.of(*generation, program, self.lease.deadline).write(self._journal)
 
     def _enter(self, stage: Stage) -> None:
         if stage is not self.stage:
