@@ -22,7 +22,7 @@ MINUTES ?= 2
 ARGS ?=
 
 .PHONY: help setup system templates demo test lint format bench fuzz soak chaos edits leak
-.PHONY: guests man deb package-test wheel lock clean
+.PHONY: guests boots man deb package-test wheel lock clean
 
 help:
 	@echo 'make setup      system packages (as root), .venv, BPF templates; quick when done'
@@ -37,6 +37,7 @@ help:
 	@echo 'make edits N=250 foreign edits while enforcing: whose verdict, how soon, per backend'
 	@echo 'make leak N=500 cycles up and down per backend: nothing may stay, nothing may grow'
 	@echo 'make guests     other kernels under QEMU: tests of what this one lacks; minutes'
+	@echo 'make boots      the package in a Debian booted with systemd under QEMU; a quarter of an hour'
 	@echo 'make templates  compiles bpf_templates/ into $(TEMPLATES)/'
 	@echo 'make man        man pages and shell completions into build/share/'
 	@echo 'make deb        dist/bpfilter_*.deb for Debian 12'
@@ -107,6 +108,10 @@ leak: setup
 
 guests: setup
 	@$(BIN)/python -m tests.guest $(ARGS)
+
+# A class of tests boots one machine: ARGS='-k Outlives', Comes or Lacks.
+boots: deb
+	@$(BIN)/python -m pytest -p no:cacheprovider -v tests/package/booted.py $(ARGS)
 
 # Under build/share as they belong under /usr/share; the wheel and the package install them.
 man: setup

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import structlog
 import typer
 import uvicorn
 
@@ -25,6 +24,7 @@ from bpfilter.api.identity import Caller
 from bpfilter.api.keeper import Keeper
 from bpfilter.api.server import bind_tcp, bind_unix, passed_sockets, server
 from bpfilter.daemon.child import READY
+from bpfilter.daemon.logs import configure
 from bpfilter.report.terminal import terminal
 from bpfilter.rollout.journal import state_directory
 from bpfilter.sd_notify import notify
@@ -59,10 +59,11 @@ def serve_command(
     if check_config:
         terminal().print(f"{config}: good")
         return
-    log = structlog.wrap_logger(structlog.PrintLogger(sys.stderr))
+    log = configure(settings.daemon)
 
     def audit(caller: Caller, what: str, detail: Any) -> None:
-        log.info("audit", caller=caller.name, by=caller.how, what=what, detail=detail)
+        sentence = f"{caller.name} ({caller.how}): {what}"
+        log.info(sentence, kind="audit", caller=caller.name, by=caller.how, detail=detail)
 
     directory = state or state_directory()
     app = application(Keeper(directory), guard, Trail(directory), audit, settings.api)

@@ -74,9 +74,11 @@ def put(client: httpx.Client, **document: Any) -> httpx.Response:
     return client.put(DEPLOYMENT, json=document, headers={"If-Match": tag})
 
 
-def test_from_nothing_to_enforced_and_back(net: Net, tmp_path: Path) -> None:
+def test_from_nothing_to_enforced_and_back(
+    net: Net, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     tables = load(net, Backend.NFT)
-    with serving(net, tmp_path) as client:
+    with serving(net, tmp_path, '[daemon]\nlog_format = "json"\n') as client:
         assert client.get(DEPLOYMENT).json()["stage"] == "off"
         assert client.get("/readyz").status_code == 503
         nowhere = {"json": {"stage": "enforce"}, "headers": {"If-Match": "*"}}
@@ -123,6 +125,10 @@ def test_from_nothing_to_enforced_and_back(net: Net, tmp_path: Path) -> None:
             ("confirm", "root"),
             ("put deployment", "root"),
         ], "dry runs and refusals by preconditions change nothing"
+    lines = capfd.readouterr().err.splitlines()
+    logged = [json.loads(line) for line in lines if '"kind": "audit"' in line]
+    said = [each["event"] for each in logged if each["detail"] != "other"]
+    assert len(said) == 3 and said[1].endswith(": confirm"), "journald gives these their number"
 
 
 def test_a_commit_that_is_cancelled_goes_back_at_once(net: Net, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.guest.initramfs import initramfs
 from tests.guest.kernels import GuestError, Kernel, root_of
 
 HERE = Path(__file__).resolve().parent
@@ -75,49 +76,14 @@ def run(
 
 
 def _initramfs(work: Path, kernel: Kernel, root: Path, command: str) -> Path:
-    tree = work / "initramfs"
-    for name in ("bin", "modules", "proc", "sys", "dev", "host", "memory", "root"):
-        (tree / name).mkdir(parents=True)
-    busybox = shutil.which("busybox")
-    assert busybox is not None
-    shutil.copy(busybox, tree / "bin/busybox")
-    for index, module in enumerate(_first_modules(kernel, root)):
-        (tree / "modules" / f"{index:02}-{module.name}").write_bytes(_unpacked(module))
-    shutil.copy(HERE / "init.sh", tree / "init")
-    shutil.copy(HERE / "second.sh", tree / "second")
-    (tree / "init").chmod(0o755)
-    (tree / "command").write_text(command + "\n")
     environment = Path(sys.prefix).resolve()
-    (tree / "settings").write_text(
-        f"GUEST={kernel.name} TREE={shlex.quote(str(TREE))} "
-        f"ENVIRONMENT={shlex.quote(str(environment))}\n"
-    )
-    names = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
-    image = work / "initramfs.img"
-    with image.open("wb") as file:
-        subprocess.run(
-            ["cpio", "--create", "--format=newc", "--quiet"],
-            cwd=tree, input=names.encode(), stdout=file, check=True,
-        )  # fmt: skip
-    return image
-
-
-def _first_modules(kernel: Kernel, root: Path) -> list[Path]:
-    """What the guest needs to see the host's files, in the order of loading."""
-    found: dict[Path, None] = {}
-    for name in _FIRST_MODULES:
-        words = ["modprobe", "-d", str(root), "-S", kernel.release, "--show-depends", name]
-        shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-        found |= dict.fromkeys(
-            Path(line.split()[1]) for line in shown.splitlines() if line.startswith("insmod ")
-        )
-    return list(found)
-
-
-def _unpacked(module: Path) -> bytes:
-    if module.suffix == ".xz":
-        return subprocess.run(["xz", "-dc", module], capture_output=True, check=True).stdout
-    return module.read_bytes()
+    files = {
+        "second": (HERE / "second.sh").read_text(),
+        "command": command + "\n",
+        "settings": f"GUEST={kernel.name} TREE={shlex.quote(str(TREE))} "
+        f"ENVIRONMENT={shlex.quote(str(environment))}\n",
+    }
+    return initramfs(work, kernel, root, HERE / "init.sh", _FIRST_MODULES, files)
 
 
 @contextmanager

@@ -6,20 +6,17 @@ without systemd running; tests/package/booted.py boots it.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.package.debian import Root, unpack
+from tests.package.built import LATER, installed, plain_root
+from tests.package.debian import Root
 
-ROOT = Path(__file__).resolve().parents[2]
 PLACES = ("usr", "etc", "var/lib", "lib")
 UNIT = "/lib/systemd/system/bpfilterd.service"
 CONFIGURATION = "/etc/bpfilter/bpfilter.toml"
-LATER = "0.1.0+later"
 ENFORCE = """
 set -eu
 ip link add v1 type veth peer name p1
@@ -32,42 +29,16 @@ iptables-save | grep -q BPF-INPUT
 """
 
 
-def package() -> Path:
-    (found,) = (ROOT / "dist").glob("bpfilter_*.deb")
-    return found
-
-
-def later(directory: Path) -> Path:
-    """The same package as a later version, with one module less."""
-    tree = directory / "later"
-    subprocess.run(["dpkg-deb", "--raw-extract", package(), tree], check=True)
-    control = tree / "DEBIAN/control"
-    control.write_text(control.read_text().replace("Version: 0.1.0", f"Version: {LATER}"))
-    (gone,) = tree.glob("usr/lib/bpfilter/lib/python*/site-packages/bpfilter/cli/demo.py")
-    gone.unlink()
-    built = directory / "later.deb"
-    subprocess.run(
-        ["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", tree, built],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return built
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Root:
-    """Debian without the package, which lies in its /root."""
-    directory = tmp_path_factory.mktemp("debian")
-    unpack(directory)
-    shutil.copy(package(), directory / "root/bpfilter.deb")
-    shutil.copy(later(tmp_path_factory.mktemp("later")), directory / "root/later.deb")
-    return Root(directory)
+    """Debian without the package."""
+    return plain_root(tmp_path_factory.mktemp("debian"))
 
 
 @pytest.fixture(scope="module")
 def base(plain: Root, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
     """Debian with the package installed; tests do not write into it."""
-    with plain.copied(tmp_path_factory.mktemp("installed")) as root:
-        root.call("dpkg", "--install", "/root/bpfilter.deb")
+    with installed(plain, tmp_path_factory.mktemp("installed")) as root:
         yield root
 
 
@@ -136,7 +107,7 @@ def test_an_upgrade_keeps_the_configuration_and_leaves_no_old_file(host: Root) -
     host.call("dpkg", "--install", "/root/later.deb")
     assert host.call("dpkg-query", "-Wf", "${Version}", "bpfilter") == LATER
     assert edited.read_text().endswith("# edited\n")
-    assert not list((host.directory / "usr/lib/bpfilter").rglob("*demo.cpython*"))
+    assert not list((host.directory / "usr/lib/bpfilter").rglob("fuzz.cpython*"))
 
 
 def test_removal_ends_what_is_deployed_and_says_that_nothing_is_left(host: Root) -> None:
