@@ -30,7 +30,7 @@ help:
 	@echo 'make test       all tests; those that need the kernel run as root only'
 	@echo 'make lint       ruff, mypy, import contracts, clang-format'
 	@echo 'make format     ruff and clang-format write'
-	@echo 'make bench      measures planning, proving, loading and classification'
+	@echo 'make bench      measures all of it beside iptables, nftables and ipset'
 	@echo 'make fuzz N=200 random rulesets, kernel against program, packet by packet'
 	@echo 'make soak       a million packets of mixed traffic in shadow, each compared'
 	@echo 'make chaos      every packet accounted while all kinds of things happen, as root'

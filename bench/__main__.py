@@ -1,66 +1,121 @@
-"""`python -m bench`: measures the compiler and the program, prints tables, writes JSON."""
+"""`python -m bench`: measures everything side by side, prints tables, keeps the run."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from bench.compiled import measure
-from bench.generate import Style
-from bench.live import measure_live
-from bench.report import Compiled, Live, print_compiled, print_live, write_json
-from bench.xdp import measure_xdp
+from bench.goals import Results, goals
+from bench.history import (
+    BASELINE,
+    HISTORY,
+    RESULTS,
+    document,
+    keep,
+    load_baseline,
+    ratios,
+    regressions,
+    save_baseline,
+)
+from bench.plot import cost_plot
+from bench.report import markdown, show
+from bench.suite import FULL, QUICK, Suite, compiler, edits, established, of_file, packets
 from bpfilter.errors import BpfilterError
 
-_SIZES = "10,100,1000,10000"
-_LIVE_SIZES = "10,100,1000"
+
+class Format(StrEnum):
+    """What is written to standard output."""
+
+    TABLE = "table"
+    MARKDOWN = "markdown"
+    JSON = "json"
+
+
+_PARTS = "packets,compiler,edits,streams"
 
 
 def main(
-    sizes: Annotated[str, typer.Option(help="Numbers of rules, comma separated.")] = _SIZES,
-    styles: Annotated[str, typer.Option(help="Of acl, fw, ipc.")] = "acl,fw,ipc",
+    quick: Annotated[bool, typer.Option(help="Minutes instead of a quarter of an hour.")] = False,
+    only: Annotated[str, typer.Option(help="Of packets, compiler, edits, streams.")] = _PARTS,
+    ruleset: Annotated[
+        Path | None, typer.Option(exists=True, help="A file of iptables-save, instead of ours.")
+    ] = None,
+    output: Annotated[Format, typer.Option("--format", help="table, markdown, json.")] = (
+        Format.TABLE
+    ),
     seed: Annotated[int, typer.Option(help="Equal seeds give equal rulesets and packets.")] = 1,
-    packets: Annotated[int, typer.Option(help="Distinct headers that take turns.")] = 1024,
-    repeat: Annotated[int, typer.Option(help="Packets in one measured run.")] = 10_000,
-    rounds: Annotated[int, typer.Option(help="Runs, taking turns with the harness.")] = 60,
-    proof: Annotated[bool, typer.Option(help="Prove every plan.")] = True,
-    live: Annotated[bool, typer.Option(help="Send real packets through a veth pair.")] = True,
-    live_sizes: Annotated[str, typer.Option(help="Numbers of rules there.")] = _LIVE_SIZES,
-    quick: Annotated[bool, typer.Option(help="Few rules, few runs.")] = False,
+    proof: Annotated[int, typer.Option(help="Prove plans of up to so many rules.")] = 10_000,
+    baseline: Annotated[Path, typer.Option(help="Ratios to compare with.")] = BASELINE,
+    save: Annotated[bool, typer.Option("--save-baseline", help="Make this the baseline.")] = False,
 ) -> None:
-    """Measure planning, loading, proving and classification, then iptables against BPF."""
-    console = Console()
-    console.width = max(console.width, 120)
-    if quick:
-        sizes, live_sizes, rounds = "10,1000", "100", 15
+    """Measure packets, compiler, edits and streams; exit 1 if a path became slower."""
+    console = Console(stderr=output is not Format.TABLE)
+    console.width = max(console.width, 130)
+    results = _measure(
+        set(only.split(",")), QUICK if quick else FULL, ruleset, seed, proof, console
+    )
+    run = document(results, seed)
+    keep(run)
+    reached = goals(results)
+    (RESULTS / "report.md").write_text(
+        markdown(results.rows, results.compiled, reached, f"bpfilter, {run['time']}")
+    )
+    for name in {row.name for row in results.rows}:
+        chosen = [
+            row
+            for row in results.rows
+            if (row.name, row.verdict, row.match) == (name, "drop", "random")
+        ]
+        if len({row.rules for row in chosen}) > 1:
+            (RESULTS / f"{name}.svg").write_text(cost_plot(chosen, f"{name}: dropped packets"))
+    if output is Format.JSON:
+        typer.echo(json.dumps(run["rows"], indent=1))
+    elif output is Format.MARKDOWN:
+        typer.echo((RESULTS / "report.md").read_text())
+    else:
+        show(results.rows, results.compiled, reached, console)
+    console.print(f"kept in {HISTORY}; report and plots in {RESULTS}")
+    slower = list(regressions(ratios(results.rows), load_baseline(baseline)))
+    for one in slower:
+        console.print(f"[bold red]slower[/]: {one.key}: {one.before:.2f} → {one.now:.2f}")
+    if save:
+        save_baseline(results.rows, baseline)
+    raise typer.Exit(1 if slower and not save else 0)
+
+
+def _measure(
+    parts: set[str], suite: Suite, ruleset: Path | None, seed: int, proof: int, console: Console
+) -> Results:
+    """What this process may measure: without root the compiler alone."""
     root = os.geteuid() == 0
+
+    def say(line: str) -> None:
+        console.print(f"{line} …", style="dim")
+
     if not root:
-        console.print("not root: nothing is loaded or sent, the compiler alone is measured")
-    compiled: list[Compiled] = []
-    for style in map(Style, styles.split(",")):
-        for count in map(int, sizes.split(",")):
-            console.print(f"{style} {count} …", end="\r")
-            result = measure(
-                style,
-                count,
-                seed,
-                packets=packets,
-                repeat=repeat,
-                rounds=rounds,
-                proving=proof,
-                running=root,
-            )
-            compiled.append(result)
-    print_compiled(compiled, console)
-    sent: list[Live] = []
-    if live and root:
-        sent = measure_live(Style.ACL, [int(size) for size in live_sizes.split(",")], seed, packets)
-        sent += measure_xdp(Style.ACL, [int(size) for size in sizes.split(",")], seed, packets)
-        print_live(sent, console)
-    console.print(f"written to {write_json(compiled, sent, seed)}")
+        say("not root: nothing is loaded or sent, the compiler alone is measured")
+        parts = parts & {"compiler"}
+    if ruleset is not None:
+        return Results(rows=list(of_file(ruleset, seed, suite.pace, say)) if root else [])
+    rows = list(packets(suite, seed, say)) if "packets" in parts else []
+    compiled = (
+        list(compiler(suite, seed, say, proof=proof, running=root)) if "compiler" in parts else []
+    )
+    changed = list(edits(suite, say)) if "edits" in parts else []
+    rates = {}
+    if "streams" in parts:
+        if shutil.which("iperf3"):
+            rates = established(suite, say)
+        else:
+            say("iperf3 is missing: no streams")
+    return Results(rows, compiled, changed, rates)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bpfilter.demo.network import Namespaces, inside
 from bpfilter.errors import LabError
+from bpfilter.ruleset.fields import Family
 
 SENDING, FILTERING = "g0", "v0"
 _LOCK = "XTABLES_LOCKFILE"
@@ -35,22 +36,27 @@ class Network(Namespaces):
                 Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").write_text("0")
         for name, device in ((self.sender, SENDING), (self.filter, FILTERING)):
             _run("ip", "-n", name, "link", "set", device, "up")
-        _run("ip", "-n", self.filter, "route", "add", "local", "default", "dev", "lo",
-             "table", "100")  # fmt: skip
-        _run("ip", "-n", self.filter, "rule", "add", "iif", FILTERING, "lookup", "100",
-             "priority", "1")  # fmt: skip
+        for family, everything in (("-4", "default"), ("-6", "::/0")):
+            _run("ip", family, "-n", self.filter, "route", "add", "local", everything,
+                 "dev", "lo", "table", "100")  # fmt: skip
+            _run("ip", family, "-n", self.filter, "rule", "add", "iif", FILTERING,
+                 "lookup", "100", "priority", "1")  # fmt: skip
         # With GRO on, veth takes frames by NAPI, as a network card's driver does.
         _run("ip", "netns", "exec", self.filter, "ethtool", "-K", FILTERING, "gro", "on")
 
-    def restore(self, backend: str, text: str, *words: str) -> None:
+    def restore(self, backend: str, text: str, *words: str, family: Family = Family.IPV4) -> None:
         """Load rules on the filtering side by iptables-restore."""
-        tool = f"iptables-{backend}-restore"
-        _run("ip", "netns", "exec", self.filter, tool, *words, stdin=text)
+        tool = "iptables" if family is Family.IPV4 else "ip6tables"
+        self.run(f"{tool}-{backend}-restore", *words, stdin=text)
 
-    def clear(self, backend: str) -> None:
+    def clear(self, backend: str, family: Family = Family.IPV4) -> None:
         """Remove every rule of one backend on the filtering side."""
         empty = "*filter\nCOMMIT\n*security\nCOMMIT\n"
-        self.restore(backend, empty)
+        self.restore(backend, empty, family=family)
+
+    def run(self, *words: str, stdin: str | None = None) -> None:
+        """Run a tool on the filtering side; LabError with its message if it fails."""
+        _run("ip", "netns", "exec", self.filter, *words, stdin=stdin)
 
     def received(self) -> int:
         """Packets that the filtering interface has received."""

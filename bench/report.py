@@ -1,30 +1,30 @@
-"""What a run measured: a table for people, JSON for comparisons."""
+"""What a run measured besides packets, and how all of it is shown: JSON, Markdown, a terminal."""
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-RESULTS = Path(__file__).parent / "results"
+if TYPE_CHECKING:
+    from bench.compare import Row
+    from bench.goals import Goal
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """One ruleset through the compiler and the program; times in seconds unless named otherwise.
 
-    `classify_ns`: one packet through the loaded program, headers changing, the harness floor
-    subtracted, in the best round; `median_ns` in the median one; `floor_ns` is that floor, from the
-    same run. None where it could not be run.
+    `table_bytes`: what the kernel holds, counters included. `process_mib`: the most that this
+    process has held so far. `classify_ns`: one packet through the loaded program, headers changing,
+    the harness floor subtracted, in the best round; `median_ns` in the median one; `floor_ns` is
+    that floor, from the same run. None where it could not be run.
     """
 
-    style: str
+    name: str
     rules: int
     entries: int
     read: float
@@ -33,109 +33,125 @@ class Compiled:
     prove: float | None
     proof: str
     table_bytes: int
+    process_mib: int
     classify_ns: float | None
     median_ns: float | None
     floor_ns: float | None
 
+    @property
+    def planned(self) -> float:
+        """Seconds from text to tables."""
+        return self.read + self.plan
+
 
 @dataclass(frozen=True, slots=True)
-class Live:
-    """Real packets through a veth pair, generator included: nanoseconds for each."""
+class Edit:
+    """One changed rule, seconds until the new generation decides: wall time and processor time."""
 
-    style: str
+    backend: str
     rules: int
-    path: str
-    ns: float
-    share: float
+    wall: float
+    processor: float
 
 
-def print_compiled(results: Sequence[Compiled], console: Console) -> None:
-    """The compiler's table, one line per ruleset, and the goals it is held against."""
-    table = Table(title="Rulesets through the compiler and the program")
-    for name in ("style", "rules", "entries", "read s", "plan s", "load s", "prove s", "proof"):
-        table.add_column(name, justify="left" if name in ("style", "proof") else "right")
-    for name in ("tables MiB", "ns/packet", "median", "floor ns"):
-        table.add_column(name, justify="right")
-    for result in results:
-        table.add_row(
-            result.style,
-            f"{result.rules}",
-            f"{result.entries}",
-            f"{result.read:.3f}",
-            f"{result.plan:.3f}",
-            f"{result.load:.3f}",
-            _seconds(result.prove),
-            result.proof,
-            f"{result.table_bytes / 2**20:.1f}",
-            _nanoseconds(result.classify_ns),
-            _nanoseconds(result.median_ns),
-            _nanoseconds(result.floor_ns),
-        )
+_PACKETS = ("ruleset", "rules", "packets", "path", "ns", "±", "/ XDP drop", "/ iptables", "/ plain")
+_COMPILED = (
+    *("ruleset", "rules", "read s", "plan s", "load s", "prove s", "proof"),
+    *("kernel MiB", "ns/packet", "median ns"),
+)
+_GOALS = ("goal", "measured", "must", "stretch", "")
+
+
+def packet_cells(row: Row) -> tuple[str, ...]:
+    """A line of the table of packets."""
+    return (
+        row.name,
+        f"{row.rules}",
+        f"{row.verdict}, {row.match}",
+        row.path,
+        f"{row.ns_per_packet:.0f}",
+        f"{row.mad:.0f}",
+        _times(row.ratio_to_xdp_drop),
+        _times(row.ratio_to_iptables),
+        _times(row.ratio_to_plain),
+    )
+
+
+def compiled_cells(one: Compiled) -> tuple[str, ...]:
+    """A line of the compiler's table."""
+    return (
+        one.name,
+        f"{one.rules}",
+        f"{one.read:.2f}",
+        f"{one.plan:.2f}",
+        f"{one.load:.2f}",
+        "-" if one.prove is None else f"{one.prove:.2f}",
+        one.proof,
+        f"{one.table_bytes / 2**20:.1f}",
+        _whole(one.classify_ns),
+        _whole(one.median_ns),
+    )
+
+
+def goal_cells(goal: Goal) -> tuple[str, ...]:
+    """A line of the goals."""
+    sign = "≥" if goal.rising else "≤"
+    verdict = {None: "not measured", True: "met", False: "MISSED"}[goal.met]
+    return (
+        goal.what,
+        "-" if goal.measured is None else f"{goal.measured:.3g} {goal.unit}",
+        f"{sign} {goal.bound:g} {goal.unit}",
+        f"{sign} {goal.stretch:g} {goal.unit}",
+        "stretch" if goal.stretched else verdict,
+    )
+
+
+def markdown(
+    rows: Sequence[Row], compiled: Sequence[Compiled], goals: Sequence[Goal], title: str
+) -> str:
+    """The whole report as Markdown tables, goals first."""
+    parts = [f"# {title}", "## Goals", _markdown(_GOALS, map(goal_cells, goals))]
+    if rows:
+        parts += ["## Packets", _markdown(_PACKETS, map(packet_cells, rows))]
+    if compiled:
+        parts += ["## Compiler and program", _markdown(_COMPILED, map(compiled_cells, compiled))]
+    return "\n\n".join(parts) + "\n"
+
+
+def show(
+    rows: Sequence[Row], compiled: Sequence[Compiled], goals: Sequence[Goal], console: Console
+) -> None:
+    """The same on a terminal, missed goals in red."""
+    if rows:
+        _show(console, "Packets through a veth pair", _PACKETS, map(packet_cells, rows))
+    if compiled:
+        _show(console, "Compiler and program", _COMPILED, map(compiled_cells, compiled))
+    styles = {None: "dim", True: "green", False: "bold red"}
+    lines = [(goal_cells(goal), styles[goal.met]) for goal in goals]
+    table = Table(*_GOALS, title="Goals")
+    for cells, style in lines:
+        table.add_row(*cells, style=style)
     console.print(table)
-    for line in goals(results):
-        console.print(line)
 
 
-def goals(results: Sequence[Compiled]) -> list[str]:
-    """The issue's bounds at 10 000 rules, each with what was measured."""
-    lines = []
-    for result in results:
-        if result.rules == 10_000:
-            ns = _nanoseconds(result.classify_ns)
-            lines.append(
-                f"{result.style} 10 000 rules: "
-                f"plan + load {result.plan + result.load:.2f} s (≤ 2), "
-                f"proof {_seconds(result.prove)} s (≤ 5), "
-                f"tables {result.table_bytes / 2**20:.1f} MiB (≤ 64), {ns} ns per packet (≤ 250)"
-            )
-    small = {r.style: r for r in results if r.rules == 10}
-    for result in results:
-        first = small.get(result.style)
-        if result.rules == 10_000 and first and first.classify_ns and result.classify_ns:
-            ratio = result.classify_ns / first.classify_ns
-            bound = " (≤ 4)" if result.style == "acl" else ""
-            lines.append(f"{result.style}: 10 000 rules cost {ratio:.1f} times what 10 cost{bound}")
-    return lines
-
-
-def print_live(results: Sequence[Live], console: Console) -> None:
-    """Real packets: one line per ruleset and path."""
-    table = Table(title="Real packets through a veth pair (ns per packet, generator included)")
-    for name in ("style", "rules", "path"):
-        table.add_column(name, justify="right" if name == "rules" else "left")
-    table.add_column("ns/packet", justify="right")
-    table.add_column("delivered to the filter", justify="right")
-    for result in results:
-        table.add_row(
-            result.style, f"{result.rules}", result.path, f"{result.ns:.0f}", f"{result.share:.1%}"
-        )
+def _show(
+    console: Console, title: str, heads: Sequence[str], lines: Iterable[tuple[str, ...]]
+) -> None:
+    table = Table(*heads, title=title)
+    for cells in lines:
+        table.add_row(*cells)
     console.print(table)
 
 
-def write_json(compiled: Sequence[Compiled], live: Sequence[Live], seed: int) -> Path:
-    """Write all results beside those of earlier runs; returns the file."""
-    RESULTS.mkdir(exist_ok=True)
-    now = datetime.now(UTC)
-    document = {
-        "schema_version": 1,
-        "time": now.isoformat(timespec="seconds"),
-        "seed": seed,
-        "host": {
-            "kernel": platform.release(),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-        },
-        "compiled": [asdict(result) for result in compiled],
-        "live": [asdict(result) for result in live],
-    }
-    path = RESULTS / f"{now:%Y%m%dT%H%M%SZ}.json"
-    path.write_text(json.dumps(document, indent=2) + "\n")
-    return path
+def _markdown(heads: Sequence[str], lines: Iterable[tuple[str, ...]]) -> str:
+    rule = "|".join("---" for _ in heads)
+    body = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return "\n".join(["| " + " | ".join(heads) + " |", f"|{rule}|", *body])
 
 
-def _seconds(value: float | None) -> str:
+def _times(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _nanoseconds(value: float | None) -> str:
+def _whole(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -62,6 +62,25 @@ def _to_enforce(rollout: Rollout) -> None:
     rollout.enforce()
 
 
+def streams(
+    count: int, seconds: float, rounds: int, backend: str, names: Sequence[str] = tuple(_STAGES)
+) -> dict[str, list[float]]:
+    """Gbit/s of each round, by path: without a filter, through iptables, and in stages.
+
+    Raises LabError without iperf3.
+    """
+    if shutil.which("iperf3") is None:
+        raise LabError("iperf3 is missing", hint="apt-get install iperf3")
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    text = ruleset_text([*_HEAD, *rules(Style.ACL, count, 1)])
+    with Network() as network, _server(network):
+        for _ in range(rounds):
+            for name in names:
+                with _path(network, backend, text, _STAGES[name]):
+                    rates[name].append(_stream(network, seconds))
+    return rates
+
+
 def main(
     count: Annotated[int, typer.Option("--rules", help="Rules of the access list.")] = 1000,
     seconds: Annotated[float, typer.Option(help="Of each stream.")] = 2.0,
@@ -69,18 +88,8 @@ def main(
     backend: Annotated[str, typer.Option(help="legacy or nft.")] = "nft",
 ) -> None:
     """Measure a TCP stream without a filter, through iptables, and in every stage."""
-    if shutil.which("iperf3") is None:
-        raise LabError("iperf3 is missing", hint="apt-get install iperf3")
-    rates: dict[str, list[float]] = {name: [] for name in _STAGES}
-    text = ruleset_text([*_HEAD, *rules(Style.ACL, count, 1)])
-    console = Console()
-    with Network() as network, _server(network):
-        for number in range(rounds):
-            for name, stage in _STAGES.items():
-                console.print(f"round {number + 1}: {name} …".ljust(60), end="\r")
-                with _path(network, backend, text, stage):
-                    rates[name].append(_stream(network, seconds))
-    console.print(_table(rates, count, backend))
+    rates = streams(count, seconds, rounds, backend)
+    Console().print(_table(rates, count, backend))
 
 
 @contextmanager

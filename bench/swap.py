@@ -12,11 +12,13 @@ import resource
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
 from bench.generate import Style, generate
 from bench.network import FILTERING, Network
+from bench.report import Edit
 from bpfilter.demo.network import inside
 from bpfilter.rollout.journal import Journal
 from bpfilter.rollout.request import Request
@@ -26,7 +28,7 @@ from bpfilter.ruleset.model import Backend
 _EDITS = 5
 
 
-def swaps(backend: Backend, rules: int) -> dict[str, float | int | str]:
+def swaps(backend: Backend, rules: int) -> Edit:
     """Medians over a few edits, each of which inserts a rule at the top."""
     wall, cpu = [], []
     with Network() as net, tempfile.TemporaryDirectory() as directory:
@@ -43,12 +45,7 @@ def swaps(backend: Backend, rules: int) -> dict[str, float | int | str]:
                 rollout.swap()
                 wall.append(time.monotonic() - began)
                 cpu.append(_spent() - spent)
-    return {
-        "backend": backend,
-        "rules": rules,
-        "wall": round(median(wall), 3),
-        "processor": round(median(cpu), 3),
-    }
+    return Edit(backend, rules, round(median(wall), 3), round(median(cpu), 3))
 
 
 def _spent() -> float:
@@ -60,7 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.swap", description=__doc__)
     parser.add_argument("rules", nargs="?", type=int, default=1000)
     for backend in Backend:
-        print(json.dumps(swaps(backend, parser.parse_args().rules)))
+        print(json.dumps(asdict(swaps(backend, parser.parse_args().rules))))
     return 0
 
 

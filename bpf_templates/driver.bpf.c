@@ -99,6 +99,13 @@ int nothing(struct __sk_buff *skb)
 	return TC_ACT_UNSPEC;
 }
 
+SEC("tc")
+int shot(struct __sk_buff *skb)
+{
+	(void)skb;
+	return TC_ACT_SHOT;
+}
+
 SEC("xdp")
 int flood4(struct xdp_md *ctx)
 {

@@ -123,6 +123,11 @@ class Driver:
         """An XDP program that drops everything."""
         return self._object.program_fd("drop")
 
+    @property
+    def shot(self) -> int:
+        """A TC program that drops everything."""
+        return self._object.program_fd("shot")
+
     def close(self) -> None:
         self._object.close()
 

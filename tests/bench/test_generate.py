@@ -6,10 +6,10 @@ import subprocess
 
 import pytest
 
-from bench.frames import FRAME, frame
+from bench.frames import FRAMES, frame
 from bench.generate import Style, generate, rules
 from bpfilter.compiler.layout import AXES
-from bpfilter.ruleset.fields import Field
+from bpfilter.ruleset.fields import Family, Field
 
 
 @pytest.mark.parametrize("style", list(Style))
@@ -46,7 +46,7 @@ def test_frames_have_one_length_and_a_right_header_checksum(protocol: int) -> No
     packet = dict.fromkeys((*AXES, Field.FRAGMENT), 0)
     packet[Field.SOURCE], packet[Field.PROTOCOL] = 0x0A000001, protocol
     encoded = frame(packet)
-    assert len(encoded) == FRAME
+    assert len(encoded) == FRAMES[Family.IPV4]
     words = [int.from_bytes(encoded[at : at + 2], "big") for at in range(14, 34, 2)]
     total = sum(words)
     assert (total & 0xFFFF) + (total >> 16) == 0xFFFF
