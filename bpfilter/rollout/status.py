@@ -40,6 +40,7 @@ def off_document(problem: str | None = None, next_try_in: float = 0.0) -> Mappin
         "in_force": False,
         "lease": None,
         "goal": Stage.OFF,
+        "canary": None,
         "interfaces": [],
         "suspended": None,
         "held": False,
@@ -57,7 +58,7 @@ def off_document(problem: str | None = None, next_try_in: float = 0.0) -> Mappin
 def document(rollout: Rollout, situation: Situation) -> Mapping[str, Any]:
     """As JSON values; `in_force`: whether programs may decide, or predict, at this moment."""
     lease = rollout.lease
-    left = None
+    goal, left = situation.goal, None
     if situation.deadline is not None:
         left = max(situation.deadline - time.monotonic_ns(), 0) / SECOND
     comparison = rollout.comparison(counters=False)  # counters cost a reading of all rules
@@ -71,6 +72,7 @@ def document(rollout: Rollout, situation: Situation) -> Mapping[str, Any]:
         if lease is None
         else {"longest_gap": lease.longest_gap / SECOND, "late_renewals": lease.late},
         "goal": situation.goal.stage,
+        "canary": goal.scope.document() if goal.stage is Stage.CANARY else None,
         "policy": situation.goal.policy,
         "scope": str(rollout.scope),
         "interfaces": list(rollout.links or rollout.request.interfaces),

@@ -19,12 +19,30 @@ options:
   stage:
     description: The stage to reach. C(off) leaves every packet to iptables.
     type: str
-    choices: ['off', shadow, enforce]
+    choices: ['off', shadow, canary, enforce]
   interfaces:
     description: Where to attach. Needed where nothing is deployed yet.
     type: list
     elements: str
     default: []
+  canary:
+    description: What is decided in the stage C(canary); all conditions together.
+    type: dict
+    suboptions:
+      interfaces:
+        description: Packets that arrive here, some of O(interfaces).
+        type: list
+        elements: str
+        default: []
+      sources:
+        description: Packets from these networks.
+        type: list
+        elements: str
+        default: []
+      share:
+        description: This part of all flows, both directions of a flow alike.
+        type: float
+        default: 1.0
   confirm:
     description: Confirm the stage that waits under this id, so that it stays.
     type: str
@@ -77,7 +95,7 @@ attributes:
     description: Asks the API with C(dry_run), which checks everything and changes nothing.
     support: full
   diff_mode:
-    description: Shows stage, interfaces and policy.
+    description: Shows stage, interfaces, canary and policy.
     support: full
 """
 
@@ -86,6 +104,12 @@ EXAMPLES = r"""
   bpfilter.host.bpfilter_deployment:
     stage: shadow
     interfaces: [eth0]
+
+- name: Let programs decide a tenth of the flows
+  bpfilter.host.bpfilter_deployment:
+    stage: canary
+    canary:
+      share: 0.1
 
 - name: Let programs decide, for a minute unless that is confirmed
   bpfilter.host.bpfilter_deployment:
@@ -111,6 +135,7 @@ stage:
 """
 
 import time
+from ipaddress import ip_network
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.bpfilter.host.plugins.module_utils.api import (
@@ -123,12 +148,25 @@ from ansible_collections.bpfilter.host.plugins.module_utils.api import (
 STAGES = ["off", "shadow", "canary", "enforce"]
 
 
+def narrowed(canary):
+    """What a canary decides, in one form: networks as the API writes them."""
+    if canary is None:
+        return None
+    sources = sorted(str(ip_network(text)) for text in canary["sources"])
+    return {
+        "interfaces": sorted(canary["interfaces"]),
+        "sources": sources,
+        "share": canary["share"],
+    }
+
+
 def shown(found):
     """What a diff compares."""
     running = found["goal"] != "off"
     return {
         "stage": found["goal"],
         "interfaces": sorted(found.get("interfaces", [])) if running else [],
+        "canary": narrowed(found.get("canary")) if running else None,
         "policy": found.get("policy") if running else None,
     }
 
@@ -136,9 +174,17 @@ def shown(found):
 def wanted(params, before):
     """The same of what is asked for."""
     if params["stage"] == "off":
-        return {"stage": "off", "interfaces": [], "policy": None}
+        return {"stage": "off", "interfaces": [], "canary": None, "policy": None}
+    canary = narrowed(params["canary"]) if params["stage"] == "canary" else None
     interfaces = sorted(params["interfaces"]) or before["interfaces"]
-    return {"stage": params["stage"], "interfaces": interfaces, "policy": params["policy"]}
+    if canary and canary == before["canary"] and canary["interfaces"] == before["interfaces"]:
+        interfaces = canary["interfaces"]
+    return {
+        "stage": params["stage"],
+        "interfaces": interfaces,
+        "canary": canary,
+        "policy": params["policy"],
+    }
 
 
 def body(params, after):
@@ -146,7 +192,9 @@ def body(params, after):
     asked = {name: params[name] for name in ("gates", "waivers", "policy", "protect")}
     asked.update({name: params[name] for name in ("accept_state_reset", "accept_lockout")})
     asked.update(stage=params["stage"], interfaces=after["interfaces"])
-    if params["commit_id"] is not None and params["stage"] == "enforce":
+    if params["stage"] == "canary":
+        asked["canary"] = after["canary"]
+    if params["commit_id"] is not None and params["stage"] in ("canary", "enforce"):
         asked["commit"] = {"id": params["commit_id"], "seconds": params["commit_seconds"]}
     return asked
 
@@ -171,10 +219,14 @@ def wait_for(api, stage, seconds):
 
 
 def lower(api, found, after):
-    """Go back to off where the stage to reach, or other interfaces, cannot be reached from here."""
+    """Go back to off where the stage to reach, or its extent, cannot be reached from here."""
     present = shown(found)
     back = STAGES.index(after["stage"]) < STAGES.index(found["stage"])
-    if found["running"] and (back or present["interfaces"] != after["interfaces"]):
+    narrow = present["canary"] or {"interfaces": []}
+    elsewhere = present["interfaces"] != after["interfaces"] and not narrow["interfaces"]
+    another = None not in (present["canary"], after["canary"])
+    another = another and present["canary"] != after["canary"]
+    if found["running"] and (back or elsewhere or another):
         api.ask("POST", DEPLOYMENT + "/rollback")
         wait_for(api, "off", 30)
 
@@ -212,7 +264,15 @@ def confirm(api, module):
 
 def main():
     options = {
-        "stage": {"type": "str", "choices": ["off", "shadow", "enforce"]},
+        "stage": {"type": "str", "choices": STAGES},
+        "canary": {
+            "type": "dict",
+            "options": {
+                "interfaces": {"type": "list", "elements": "str", "default": []},
+                "sources": {"type": "list", "elements": "str", "default": []},
+                "share": {"type": "float", "default": 1.0},
+            },
+        },
         "interfaces": {"type": "list", "elements": "str", "default": []},
         "confirm": {"type": "str"},
         "commit_id": {"type": "str"},
@@ -231,9 +291,14 @@ def main():
         required_one_of=[["stage", "confirm"]],
         mutually_exclusive=[["stage", "confirm"]],
         required_together=[["commit_id", "commit_seconds"]],
+        required_if=[["stage", "canary", ["canary"]]],
         supports_check_mode=True,
     )
     api = Api(module.params["socket"], module.params["timeout"])
+    try:
+        narrowed(module.params["canary"])
+    except ValueError as error:
+        module.fail_json(msg=f"canary: {error}")
     try:
         result = deploy(api, module) if module.params["stage"] else confirm(api, module)
     except Refused as error:
