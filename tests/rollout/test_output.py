@@ -32,7 +32,7 @@ from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, RuleRef
 from bpfilter.ruleset.read import read_text
 from tests.rollout.network import FW4, PEER4, PEER6, Net, call, entered
-from tests.rollout.watched import BACKENDS, sound
+from tests.rollout.watched import BACKENDS, settled, sound
 
 pytestmark = pytest.mark.kernel
 
@@ -98,6 +98,15 @@ def moved(net: Net, backend: Backend, port: int, family: Family = Family.IPV4) -
     return net.iptables(backend, family).packets(rf"-A \S+ .*--dport {port}\b.*-j (DROP|REJECT)")
 
 
+def compared(rollout: Rollout) -> Comparison:
+    def now() -> Comparison:
+        found = rollout.comparison()
+        assert found is not None
+        return found
+
+    return settled(now)
+
+
 @BACKENDS
 def test_shadow_foretells_what_filter_does_to_each_packet(
     net: Net, backend: Backend, tmp_path: Path
@@ -107,8 +116,7 @@ def test_shadow_foretells_what_filter_does_to_each_packet(
         found.shadow()
         for family in Family:
             assert sent(net, family) == REFUSED, "as without us"
-        comparison = found.comparison()
-        assert comparison is not None
+        comparison = compared(found)
         sound(comparison)
         for family in Family:
             assert pairs(comparison, "OUTPUT", 1, family) == {"DROP DROP": 1}
@@ -236,8 +244,7 @@ def test_sampled_packets_run_the_original_rules_and_are_compared(
         for family in Family:
             assert sent(net, family) == REFUSED
         assert moved(net, backend, 5001) == 1
-        comparison = found.comparison()
-        assert comparison is not None
+        comparison = compared(found)
         sound(comparison)
         assert pairs(comparison, "OUTPUT", 1, Family.IPV4) == {"DROP DROP": 1}
 
@@ -347,8 +354,7 @@ def test_what_is_made_in_odd_ways_is_judged_alike(net: Net, tmp_path: Path, *, l
     with rollout(net, tmp_path) as found:
         found.shadow()
         assert oddly(net, large=large) == before
-        comparison = found.comparison()
-        assert comparison is not None
+        comparison = compared(found)
         sound(comparison)
         found.enforce()
         assert oddly(net, large=large) == before
