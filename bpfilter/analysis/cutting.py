@@ -34,6 +34,7 @@ _GROWN_FIRST = (
 """What readers expect to be unrestricted comes first, so it grows the most."""
 
 _MOST_RANGES = 48
+_FEW_RANGES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,24 @@ def cut(packets: Packets, diagrams: Diagrams, most: int) -> tuple[tuple[Cut, ...
         if not left.satisfiable() and _count(holes, diagrams) < _count(inside, diagrams) / 2:
             return (Cut(whole.fields, whole.states, taken),), rest
     return _greedy(packets, diagrams, most)
+
+
+def around(packets: Packets, diagrams: Diagrams) -> Cut:
+    """A box that holds the set, near the smallest: fields of many values may have any."""
+    fields = {}
+    for name in diagrams.fields:
+        bits = field_bits(name, diagrams.family)
+        values = _values(packets.exists(diagrams.all_but(name)), name, diagrams)
+        # Flags are some bits that are set and some that are not, in however many ranges.
+        if values is not None and (name is Field.TCP_FLAGS or _is_short(values, bits)):
+            fields[name] = values
+    states = _states(packets.exists(diagrams.all_but(None)), diagrams)
+    return Cut(_restricting(fields, diagrams), states)
+
+
+def _is_short(values: Intervals, bits: int) -> bool:
+    others = values.complement(bits)
+    return min(len(values.ranges), len(others.ranges)) <= _FEW_RANGES
 
 
 def share(packets: Packets, diagrams: Diagrams) -> float:

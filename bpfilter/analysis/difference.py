@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 
 from bpfilter.analysis.conditions import terms_of
-from bpfilter.analysis.cutting import Cut, cut, share
+from bpfilter.analysis.cutting import Cut, around, cut, share
 from bpfilter.analysis.diagrams import Diagrams, LimitReached, MemoryExhausted, Packets
 from bpfilter.analysis.edits import Edits, edits
 from bpfilter.analysis.fate_of_packets import Decided, PacketFates
@@ -21,7 +22,9 @@ from bpfilter.compiler.ir import Space
 from bpfilter.compiler.scope import closure
 from bpfilter.ruleset.fields import (
     ADDRESS_TYPES,
+    Family,
     Field,
+    Intervals,
     MaskedValue,
     NamePattern,
 )
@@ -36,7 +39,21 @@ HOOKS = (
 _NODES = 1 << 20
 _CACHE = 1 << 18
 _SLICE = 1.0
+_FEW = 3
+"""Boxes that a person reads without a summary."""
 
+
+_EXAMPLES = {
+    family: {
+        Field.SOURCE: tuple(int(ip_address(text)) for text in sources),
+        Field.DESTINATION: (int(ip_address(destination)),),
+        Field.SOURCE_PORT: (40_000,),
+    }
+    for family, sources, destination in (
+        (Family.IPV4, ("203.0.113.7", "192.0.2.7", "10.0.0.7"), "198.51.100.1"),
+        (Family.IPV6, ("2001:db8::7", "fd00::7"), "2001:db8::1"),
+    )
+}
 
 _Pair = tuple[str, RuleRef, str, RuleRef]
 
@@ -58,7 +75,9 @@ class Change:
     """Packets that one ruleset treats one way and the other another way.
 
     `share`: of all header values and connection states. `boxes` describe the packets; with `more`
-    they leave some out. `example`: a packet and its state (one bit of `State`).
+    they leave some out. `within`: where they are more than a few, one box that holds all the
+    packets, and others that rules before decide. `example`: a packet and its state (one bit of
+    `State`).
     """
 
     old: Side
@@ -67,6 +86,7 @@ class Change:
     boxes: tuple[Cut, ...]
     more: bool
     example: tuple[Mapping[Field, int], int]
+    within: Cut | None = None
 
     @property
     def of_verdict(self) -> bool:
@@ -256,10 +276,11 @@ class _Attempt:
 
     def _change(self, old: Side, new: Side, packets: Packets, diagrams: Diagrams) -> None:
         boxes, rest = cut(packets, diagrams, self._boxes)
-        example = diagrams.example(packets)
+        example = diagrams.example(_pleasing(packets, diagrams))
         assert example is not None
-        size = share(packets, diagrams)
-        self.changes.append(Change(old, new, size, boxes, rest.satisfiable(), example))
+        size, more = share(packets, diagrams), rest.satisfiable()
+        within = around(packets, diagrams) if more or len(boxes) > _FEW else None
+        self.changes.append(Change(old, new, size, boxes, more, example, within))
 
     def _unreachable(
         self,
@@ -280,6 +301,18 @@ class _Attempt:
             elsewhere = after.decide(after.held(same) & diagrams.valid & ~packets)
             if all(decided.rule != same.ref for decided in elsewhere):
                 self.newly_unreachable.append(same.ref)
+
+
+def _pleasing(packets: Packets, diagrams: Diagrams) -> Packets:
+    """Those of the set with values that read well in an example, as far as there are such."""
+    for name, candidates in _EXAMPLES[diagrams.family].items():
+        if name in diagrams.fields:
+            for value in candidates:
+                some = packets & diagrams.values(name, Intervals.single(value))
+                if some.satisfiable():
+                    packets = some
+                    break
+    return packets
 
 
 def _with(ruleset: Ruleset, hook: tuple[str, str]) -> Ruleset | None:

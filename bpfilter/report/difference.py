@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from bpfilter.analysis.describe import describe_packet
 from bpfilter.analysis.difference import Change, HookDifference, Side
+from bpfilter.compiler.ir import Space
 from bpfilter.report.document import Document, reference
+from bpfilter.report.examples import packet_line
 from bpfilter.report.safe import printable
-from bpfilter.report.words import box_words, state_words
+from bpfilter.report.words import box_words, field_words, state_words
+from bpfilter.ruleset.fields import Family, Field, Intervals
 from bpfilter.ruleset.model import Rule, RuleRef, Ruleset
 from bpfilter.ruleset.writer import rule_words
 
 SCHEMA_VERSION = 1
+_PLEASING = {
+    family: {
+        Field.SOURCE: int(ip_address(source)),
+        Field.DESTINATION: int(ip_address(destination)),
+        Field.PROTOCOL: 17,
+        Field.SOURCE_PORT: 40_000,
+        Field.DESTINATION_PORT: 9,
+    }
+    for family, source, destination in (
+        (Family.IPV4, "192.0.2.1", "198.51.100.1"),
+        (Family.IPV6, "2001:db8::1", "2001:db8::2"),
+    )
+}
+_RARE = (Field.PACKET_TYPE, Field.SOURCE_TYPE, Field.DESTINATION_TYPE, Field.MAC_SOURCE)
 _COLOURS = {"ACCEPT": "green", "DROP": "red"}
 
 
@@ -74,13 +91,25 @@ def _change(
     return {
         "verdict_changes": change.of_verdict,
         "packets": [box_words(box, found.space) for box in change.boxes],
+        "within": None if change.within is None else box_words(change.within, found.space),
         "more": change.more,
         "share_of_headers": change.share,
-        "example": f"{describe_packet(packet, found.space)}, state {state_words(state)}",
+        "example": f"{_example(packet, found.space)}, state {state_words(state)}",
         "traffic": None if most is None or judged == 0 else {"most": most, "of": judged},
         "old": before,
         "new": _side(new, change.new),
     }
+
+
+def _example(packet: Mapping[Field, int], space: Space) -> str:
+    """The packet as a line, with pleasing values in the fields that may have any."""
+    whole = {**dict.fromkeys(Field, 0), **_PLEASING[space.family], **packet}
+    rest = [
+        f"{name} {field_words(name, Intervals.single(whole[name]), space)}"
+        for name in _RARE
+        if packet.get(name)
+    ]
+    return printable(", ".join([packet_line(whole, space), *rest]))
 
 
 def _side(ruleset: Ruleset, side: Side) -> Document:
@@ -110,6 +139,10 @@ def _rule(rule: Rule) -> Document:
     }
 
 
+REST = "but for those of them that other rules decide"
+"""Said of `within`, which holds packets of which nothing changes."""
+
+
 def touched(change: Document) -> str | None:
     """How much traffic so far a change would have touched; None if nothing was counted."""
     traffic = change["traffic"]
@@ -118,7 +151,8 @@ def touched(change: Document) -> str | None:
     most, of = traffic["most"], traffic["of"]
     if not most:
         return "no packet so far: none has met the rule that decides these now"
-    share = "" if of is None else f" of {of:,} ({most / of:.1%})"
+    part = f"{most / of:.1%}" if of and most >= of / 1000 else "under 0.1%"
+    share = "" if of is None else f" of {of:,} ({part})"
     return f"at most {most:,} packets{share} so far: those that the rule of before decided"
 
 
@@ -180,10 +214,12 @@ def _render_change(change: Document, console: Console) -> None:
     if not change["verdict_changes"]:
         head.append(" by another way: dynamic rules see other packets")
     console.print(head)
-    for words in change["packets"]:
-        console.print(Text(f"    {words}"))
-    if change["more"]:
-        console.print(Text("    and more packets that these rules decide", style="dim"))
+    if change["within"] is not None:
+        console.print(Text(f"    {change['within']}"))
+        console.print(Text(f"    {REST}", style="dim"))
+    else:
+        for words in change["packets"]:
+            console.print(Text(f"    {words}"))
     console.print(Text(f"    for example {change['example']}", style="dim"))
     if (traffic := touched(change)) is not None:
         console.print(Text(f"    {traffic}", style="dim"))

@@ -159,6 +159,12 @@ def _one_proof(proof: Proof, flat: FlatChain) -> Document:
     }
 
 
+def states_told_apart(chain: Document) -> str:
+    """The classes of connection states of a chain of the document, in words."""
+    classes = chain["state_classes"]
+    return "none" if len(classes) < 2 else " | ".join("+".join(names) for names in classes)
+
+
 def chains_of(document: Document) -> Sequence[Document]:
     chains: Sequence[Document] = document["chains"]
     return chains

@@ -26,15 +26,18 @@ def render_host(host: Document, console: Console, *, verbose: bool = False) -> N
     if good and not verbose:
         table.add_row(Text("good", _LEVELS["good"]), f"{good} more, which --verbose lists")
     console.print(table)
+    console.print()
     table = Table("hook", "what for", box=None, pad_edge=False)
     table.add_column("in stages", no_wrap=True)
     for hook in host["hooks"]:
         table.add_row(Text(hook["where"]), hook["what"], hook["stages"])
     console.print(table)
+    console.print()
     table = Table("interface", "kind", "what programs do there", box=None, pad_edge=False)
     for each in host["interfaces"]:
         table.add_row(Text(each["name"]), Text(each["kind"]), Text(each["why"]))
     console.print(table)
+    console.print()
     missing = [each["name"] for each in host["features"] if not each["there"]]
     if missing:
         console.print(Text(f"this kernel lacks {', '.join(missing)}", "yellow"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bpfilter.report.difference import touched
-from bpfilter.report.document import FATES, Document, proof_sentence
+from bpfilter.report.difference import REST, touched
+from bpfilter.report.document import FATES, Document, proof_sentence, states_told_apart
 from bpfilter.report.safe import markdown, markdown_code
 from bpfilter.report.text import MEANING
 
@@ -61,7 +61,7 @@ def _plan(document: Document) -> Iterable[str]:
                 chain["policy"],
                 f"{chain['entries']:,}",
                 f"{chain['tables_bytes'] / 1024:.0f} KiB",
-                ", ".join("+".join(names) for names in chain["state_classes"]),
+                markdown(states_told_apart(chain)),
             )
             for chain in document["chains"]
         ),
@@ -167,9 +167,10 @@ def _chain_difference(chain: Document) -> Iterable[str]:
         by = "" if change["verdict_changes"] else ", by another way: dynamic rules see others"
         yield f"\n### {old} → {new}{by}"
         yield ""
-        yield from (f"- {markdown(words)}" for words in change["packets"])
-        if change["more"]:
-            yield "- and more packets that these rules decide"
+        if change["within"] is not None:
+            yield f"- {markdown(change['within'])}, {REST}"
+        else:
+            yield from (f"- {markdown(words)}" for words in change["packets"])
         yield f"\nFor example {markdown(change['example'])}\n"
         if (traffic := touched(change)) is not None:
             yield f"Traffic: {markdown(traffic)}\n"

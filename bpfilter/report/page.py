@@ -15,8 +15,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bpfilter.report.difference import touched
-from bpfilter.report.document import FATES, Document
+from bpfilter.report.difference import REST, touched
+from bpfilter.report.document import FATES, Document, states_told_apart
 from bpfilter.report.pictures import Curve, bar, chain_graph, curves, growth, heat
 from bpfilter.report.shadow import causes, counted, head, moment, span, unexercised, verdict, way
 from bpfilter.report.text import MEANING
@@ -38,7 +38,7 @@ def plan_page(document: Document) -> str:
 
 def difference_page(document: Document) -> str:
     """The semantic diff of `difference_document`."""
-    return _render("difference.html.j2", document=document, touched=touched)
+    return _render("difference.html.j2", document=document, touched=touched, rest=REST)
 
 
 def shadow_page(document: Document) -> str:
@@ -110,6 +110,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(bar=bar, chain_graph=chain_graph, curves=curves, heat=heat)
+    made.globals.update(states_told_apart=states_told_apart)
     made.globals.update(curve_lines=_curve_lines, growth=growth, moment=moment, span=span, way=way)
     made.filters["number"] = lambda value: "?" if value is None else f"{value:,}"
     made.filters["percent"] = lambda part, whole: f"{part / whole if whole else 0:.1%}"

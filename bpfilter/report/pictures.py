@@ -93,10 +93,10 @@ def growth(points: Sequence[tuple[float, int]], total: int, label: str) -> Marku
         return left + width * seconds / longest, top + height * (1 - count / most)
 
     drawn = Markup()
-    for share in (0, most / 2, most):
-        _, y = place(0, round(share))
+    for tick in sorted({0, most // 2, most}):
+        _, y = place(0, tick)
         drawn += _TICK.format(x1=left, x2=left + width, y1=f"{y:.1f}", y2=f"{y:.1f}")
-        drawn += _text(left - 8, y + 4, f"{round(share):,}", "end")
+        drawn += _text(left - 8, y + 4, f"{tick:,}", "end")
     steps, (_, last) = [f"{left},{top + height}"], place(0, 0)
     for seconds, count in points:
         x, y = place(seconds, count)

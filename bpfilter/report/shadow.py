@@ -171,7 +171,9 @@ def _promotion(status: Mapping[str, Any], comparison: Mapping[str, Any] | None) 
     if comparison is None:
         return {"allowed": False, "why": ["nothing is compared now"]}
     if comparison["mismatches"] and not any("mismatch" in sentence for sentence in closed):
-        closed.append(f"{comparison['mismatches']} packets were judged unlike their prediction")
+        count = comparison["mismatches"]
+        packets = "1 packet was" if count == 1 else f"{count:,} packets were"
+        closed.append(f"{packets} judged unlike their prediction")
     return {"allowed": not closed, "why": closed}
 
 

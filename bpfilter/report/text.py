@@ -6,8 +6,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bpfilter.report.document import FATES, Document, chains_of, proof_sentence
+from bpfilter.report.document import FATES, Document, chains_of, proof_sentence, states_told_apart
 from bpfilter.report.host_text import render_cost, render_host
+
+_MOST = 40
 
 STYLES = {
     "native": "green",
@@ -29,19 +31,29 @@ MEANING = {
 def render_plan(document: Document, console: Console, *, verbose: bool = False) -> None:
     """Print the report; `verbose` lists every rule, otherwise those that are not native."""
     console.print(_head(document))
+    console.print()
     console.print(_fates(document))
+    console.print()
     console.print(_chains(document))
+    console.print()
     shown = [
         rule
         for rule in document["rule_fates"]
         if verbose or rule["fate"] in ("punt", "unreachable")
     ]
+    most = len(shown) if verbose else _MOST
     if shown:
-        console.print(_rules(shown, "Rules" if verbose else "Rules to look at"))
+        console.print(_rules(shown[:most], "Rules" if verbose else "Rules to look at"))
+    if len(shown) > most:
+        console.print(f"and {len(shown) - most:,} more: --verbose lists them")
+    if shown:
+        console.print()
     if document["cost"] is not None:
         render_cost(document["cost"], console)
+        console.print()
     if document["host"] is not None:
         render_host(document["host"], console, verbose=verbose)
+        console.print()
     console.print(_verdict(document))
     for warning in document["warnings"]:
         console.print(Text(f"warning: {warning}", style="yellow"))
@@ -87,7 +99,7 @@ def _chains(document: Document) -> Table:
             str(chain["entries"]),
             str(sum(function["code"] is not None for function in chain["functions"])),
             f"{chain['tables_bytes'] / 1024:.0f} KiB",
-            " | ".join("+".join(names) for names in chain["state_classes"]),
+            states_told_apart(chain),
             _proof_text(proof),
         )
     return table

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+import operator
 from collections.abc import Callable, Sequence
 
 from bpfilter.analysis.cutting import Cut
@@ -37,6 +39,8 @@ _NAMED = {
     Field.DESTINATION_TYPE: "to address type",
 }
 _SHOWN = 6
+_TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
+_PACKET_TYPES = ("unicast", "broadcast", "multicast", "other host")
 
 
 def box_words(box: Cut, space: Space) -> str:
@@ -63,7 +67,7 @@ def _plain(box: Cut, space: Space) -> str:
             parts.append(f"{where}port {_set(box.fields[port], _port(space))}")
     for name, words in _NAMED.items():
         if name in box.fields:
-            parts.append(f"{words} {_field(name, box.fields[name], space)}")
+            parts.append(f"{words} {field_words(name, box.fields[name], space)}")
     if box.states != ALL_STATES:
         parts.append(f"in state {state_words(box.states)}")
     return " ".join(part for part in parts if part)
@@ -81,7 +85,8 @@ def _protocol(box: Cut, space: Space) -> str:
     return _set(values, _Describer(8, lambda value: PROTOCOLS.get(value, f"protocol {value}")))
 
 
-def _field(name: Field, values: Intervals, space: Space) -> str:
+def field_words(name: Field, values: Intervals, space: Space) -> str:
+    """The values that a field may have, or may not if that is shorter."""
     if name in (Field.IN_INTERFACE, Field.OUT_INTERFACE):
         names = range(len(space.interfaces))
         # Index 0 stands for every name that no rule mentions.
@@ -90,11 +95,33 @@ def _field(name: Field, values: Intervals, space: Space) -> str:
         others = [space.interfaces[index] for index in names if index not in values]
         return f"an interface other than {_listed(others)}"
     if name in (Field.SOURCE_TYPE, Field.DESTINATION_TYPE):
+        # The field has room for more values than there are types.
         types = range(len(ADDRESS_TYPES))
+        inside = [ADDRESS_TYPES[index] for index in types if index in values]
         others = [ADDRESS_TYPES[index] for index in types if index not in values]
-        if others and len(others) < len(types) // 2:
+        if others and len(others) < len(inside):
             return f"other than {_listed(others)}"
+        return _listed(inside)
+    if name is Field.TCP_FLAGS and (flags := _flags(values)) is not None:
+        return flags
+    if name is Field.PACKET_TYPE:
+        inside = [word for number, word in enumerate(_PACKET_TYPES) if number in values]
+        others = [word for word in _PACKET_TYPES if word not in inside]
+        return f"other than {_listed(others)}" if len(others) == 1 else _listed(inside)
     return _set(values, _value(name, space))
+
+
+def _flags(values: Intervals) -> str | None:
+    """`SYN, not FIN, RST, ACK` if the values are all those with some flags and without others."""
+    held = [value for low, high in values.ranges for value in range(low, high + 1)]
+    every = functools.reduce(operator.and_, held)
+    some = functools.reduce(operator.or_, held)
+    if len(held) != 1 << (some & ~every).bit_count():
+        return None
+    there = [name for bit, name in enumerate(_TCP_FLAGS) if every >> bit & 1]
+    absent = [name for bit, name in enumerate(_TCP_FLAGS) if not some >> bit & 1]
+    without = f"not {', '.join(absent)}" if absent else ""
+    return ", ".join(part for part in (*there, without) if part)
 
 
 class _Describer:

@@ -90,6 +90,7 @@ def check(
     (was, at), (now, to) = walk(left, packet, state), walk(right, packet, state)
     pair = (left.entries[at].rule, right.entries[to].rule)
     claimed = [c for c in changes if any(holds(box, packet, state) for box in c.boxes)]
+    assert all(c.within is None or holds(c.within, packet, state) for c in claimed)
     if was.verdict is now.verdict:
         assert not claimed
     else:
@@ -139,6 +140,37 @@ def test_interfaces_of_either_side_are_told_apart() -> None:
     found = differ(chain("-i eth0 -j ACCEPT"), chain("-i eth+ -j ACCEPT"))
     ((was, now, text),) = words(found)
     assert (was, now) == ("DROP", "ACCEPT") and text == "any packet arriving on eth+"
+
+
+def test_address_types_are_named_whatever_else_the_field_could_hold() -> None:
+    types = "-m addrtype --dst-type {} -j ACCEPT"
+    for old, new, said in (
+        ("LOCAL", "BROADCAST", "to address type LOCAL"),
+        ("LOCAL", "LOCAL --limit-iface-in", ""),
+    ):
+        found = compare(
+            read_text(chain(types.format(old))), read_text(chain(types.format(new))), INPUT
+        )
+        assert found is not None
+        assert any(said in text for _, _, text in words(found))
+    rest = differ(chain("-m addrtype ! --dst-type LOCAL -j ACCEPT"), chain())
+    assert words(rest) == [("ACCEPT", "DROP", "any packet to address type other than LOCAL")]
+
+
+def test_packets_in_many_pieces_are_said_as_what_holds_them() -> None:
+    """What a drop list of many networks leaves of a service: the service, not the pieces."""
+    listed = [f"-s 198.18.{n * 7}.{n * 9}/32 -d 10.{n}.{n * 3}.0/24 -j DROP" for n in range(20)]
+    service = "-p tcp --syn -m tcp --dport 443 -m conntrack --ctstate NEW -j ACCEPT"
+    old, new = chain(*listed, service), chain(*listed)
+    found = differ(old, new)
+    (change,) = found.changes
+    assert change.within is not None
+    said = box_words(change.within, found.space)
+    assert said == "tcp to port 443 with TCP flags SYN, not FIN, RST, ACK in state NEW"
+    document = difference_document(read_text(old), read_text(new), [found])
+    (shown,) = document["chains"][0]["changes"]
+    assert shown["within"] == said
+    assert shown["example"] == "tcp 203.0.113.7:40000 → 198.51.100.1:443, state NEW"
 
 
 def test_a_dynamic_rule_is_named_not_guessed() -> None:

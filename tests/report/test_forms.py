@@ -88,6 +88,21 @@ def test_a_terminal_gets_no_escapes_and_no_markup(document: Document, change: Do
     assert "filter [red]x[/] 1" in plan.getvalue()
 
 
+def test_ten_thousand_odd_rules_stay_readable() -> None:
+    """The page below 5 MB; what is to be looked at does not bury what comes behind it."""
+    comment = '-m comment --comment "ticket 4711: the partner network, ask before you touch it"'
+    rules = "".join(f"[9:540] -A INPUT -s 10.0.0.0/8 {comment} -j DROP\n" for _ in range(10_000))
+    text = f"*filter\n:INPUT ACCEPT [1:60]\n{rules}COMMIT\n"
+    many = make_document(read_text(text), 0.0, 30.0)
+    assert many["fates"]["unreachable"] == 9_999
+    assert len(plan_page(many).encode()) < 5_000_000
+    written = io.StringIO()
+    render_plan(many, Console(file=written, width=80))
+    assert len(written.getvalue().splitlines()) < 300
+    assert "and 9,959 more" in written.getvalue()
+    assert len(plan_markdown(many).splitlines()) < 300
+
+
 def test_json_holds_the_same(document: Document) -> None:
     again = json.loads(json.dumps(document))
     assert again == document

@@ -78,7 +78,7 @@ def test_a_mismatch_stands_against_promotion_and_shows_its_packet() -> None:
     assert sample["packet"] == "IP 203.0.113.7.40000 > 10.0.0.5.22: Flags [S], length 40, ttl 64"
     assert document["coverage"]["exercised"] == 2
     text = shown(document)
-    assert "1 packets were judged unlike" in text and "filter/INPUT/2 -j DROP" in text
+    assert "1 packet was judged unlike" in text and "filter/INPUT/2 -j DROP" in text
     assert "dropped or consumed before filter" in text
 
 
