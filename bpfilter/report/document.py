@@ -30,8 +30,11 @@ def plan_document(
     proofs: Mapping[tuple[str, str], Proof],
     fates: Mapping[RuleRef, Fate],
     seconds: Mapping[str, float],
+    redundant: Mapping[RuleRef, RuleRef] | None = None,
 ) -> Document:
     """Everything a plan says, in the order of the ruleset. `seconds` are wall-clock times.
+
+    `redundant`: rules that could go, each with the later one that decides their packets alike.
 
     `cost` and `host` are for the caller to fill in: what was measured, and where it would run.
     """
@@ -53,7 +56,10 @@ def plan_document(
             table.name: {printable(chain.name): chain.policy for chain in table.chains.values()}
             for table in ruleset.tables.values()
         },
-        "rule_fates": [_rule(rule, fates[rule.ref]) for rule in ruleset.rules()],
+        "rule_fates": [
+            _rule(rule, fates[rule.ref], (redundant or {}).get(rule.ref))
+            for rule in ruleset.rules()
+        ],
         "proof": _proof(proofs),
         "sizes": {
             "tables_bytes": sum(chain.tables.nbytes for chain in plan.chains.values()),
@@ -72,7 +78,9 @@ def reference(ref: RuleRef) -> Document:
     return {"table": ref.table, "chain": printable(ref.chain), "number": ref.number}
 
 
-def _rule(rule: Rule, fate: Fate) -> Document:
+def _rule(rule: Rule, fate: Fate, alike: RuleRef | None) -> Document:
+    if fate.kind is FateKind.UNREACHABLE:
+        alike = None
     return {
         **reference(rule.ref),
         "line": rule.line,
@@ -81,6 +89,7 @@ def _rule(rule: Rule, fate: Fate) -> Document:
         "reason": printable(fate.reason),
         "packets": None if rule.counters is None else rule.counters.packets,
         "shadowed_by": [reference(ref) for ref in fate.shadowed_by],
+        "redundant_with": None if alike is None else reference(alike),
     }
 
 
@@ -157,6 +166,11 @@ def _one_proof(proof: Proof, flat: FlatChain) -> Document:
         "covered": proof.covered,
         "seconds": round(proof.seconds, 4),
     }
+
+
+def redundant_rules(document: Document) -> Sequence[Document]:
+    """Rules that could go, in order; all of them at once."""
+    return [rule for rule in document["rule_fates"] if rule["redundant_with"] is not None]
 
 
 def states_told_apart(chain: Document) -> str:

@@ -10,6 +10,7 @@ from bpfilter.analysis.codes import prove_codes
 from bpfilter.analysis.equivalence import Proof, prove
 from bpfilter.analysis.fates import fates
 from bpfilter.analysis.proven import with_proven_functions
+from bpfilter.analysis.redundant import redundant
 from bpfilter.compiler.compile import assemble, compile_ruleset
 from bpfilter.compiler.plan import Plan
 from bpfilter.report.document import Document, plan_document
@@ -45,6 +46,7 @@ def make_document(
     image = assemble([plan])
     prove_codes(image)
     judged = fates(plan, proofs)
+    alike = redundant(plan)
     seconds = {
         "read": read_seconds,
         **plan.seconds,
@@ -52,7 +54,7 @@ def make_document(
         "proof": proved,
         "total": read_seconds + time.perf_counter() - started,
     }
-    document = plan_document(plan, image, proofs, judged, seconds)
+    document = plan_document(plan, image, proofs, judged, seconds, alike)
     if host is not None:
         say("looking at this host")
         document["host"] = shown(host(plan))

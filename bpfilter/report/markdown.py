@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bpfilter.report.difference import REST, touched
-from bpfilter.report.document import FATES, Document, proof_sentence, states_told_apart
+from bpfilter.report.document import (
+    FATES,
+    Document,
+    proof_sentence,
+    redundant_rules,
+    states_told_apart,
+)
 from bpfilter.report.safe import markdown, markdown_code
 from bpfilter.report.text import MEANING
 
@@ -67,6 +73,7 @@ def _plan(document: Document) -> Iterable[str]:
         ),
     )
     yield from _attention(document)
+    yield from _redundant(redundant_rules(document))
     yield from _host(document)
 
 
@@ -89,6 +96,26 @@ def _attention(document: Document) -> Iterable[str]:
     )
     if len(odd) > _MOST:
         yield f"\nand {len(odd) - _MOST} more"
+
+
+def _redundant(rules: Sequence[Document]) -> Iterable[str]:
+    if not rules:
+        return
+    yield "\n## Redundant rules\n"
+    yield "They could go, all at once: a later rule decides the same packets alike.\n"
+    yield from table(
+        ("rule", "text", "decided alike by"),
+        (
+            (
+                markdown_code(f"{rule['table']} {rule['chain']} {rule['number']}"),
+                markdown_code(rule["text"]),
+                markdown(_place(rule["redundant_with"])),
+            )
+            for rule in rules[:_MOST]
+        ),
+    )
+    if len(rules) > _MOST:
+        yield f"\nand {len(rules) - _MOST:,} more"
 
 
 def _host(document: Document) -> Iterable[str]:

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bpfilter.report.difference import REST, touched
-from bpfilter.report.document import FATES, Document, states_told_apart
+from bpfilter.report.document import FATES, Document, redundant_rules, states_told_apart
 from bpfilter.report.pictures import Curve, bar, chain_graph, curves, growth, heat
 from bpfilter.report.shadow import causes, counted, head, moment, span, unexercised, verdict, way
 from bpfilter.report.text import MEANING
@@ -33,6 +33,7 @@ def plan_page(document: Document) -> str:
         most=max((rule["packets"] or 0 for rule in document["rule_fates"]), default=0),
         meaning=MEANING,
         fates=FATES,
+        redundant=redundant_rules(document),
     )
 
 

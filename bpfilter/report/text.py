@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bpfilter.report.document import FATES, Document, chains_of, proof_sentence, states_told_apart
+from bpfilter.report.document import (
+    FATES,
+    Document,
+    chains_of,
+    proof_sentence,
+    redundant_rules,
+    states_told_apart,
+)
 from bpfilter.report.host_text import render_cost, render_host
 
 _MOST = 40
+_MOST_REDUNDANT = 5
 
 STYLES = {
     "native": "green",
@@ -48,6 +58,8 @@ def render_plan(document: Document, console: Console, *, verbose: bool = False) 
         console.print(f"and {len(shown) - most:,} more: --verbose lists them")
     if shown:
         console.print()
+    if found := redundant_rules(document):
+        _redundant(found, console, len(found) if verbose else _MOST_REDUNDANT)
     if document["cost"] is not None:
         render_cost(document["cost"], console)
         console.print()
@@ -126,6 +138,22 @@ def _rules(rules: list[Document], title: str) -> Table:
             text.append(f"\n→ {reason}", style="dim")
         table.add_row(name, Text(rule["fate"], style=STYLES[rule["fate"]]), text)
     return table
+
+
+def _redundant(rules: Sequence[Document], console: Console, most: int) -> None:
+    one = len(rules) == 1
+    console.print(
+        Text("Redundant: ", style="italic").append(
+            f"{len(rules):,} rule{'' if one else 's'} could go, a later one decides alike", "none"
+        )
+    )
+    for rule in rules[:most]:
+        by = rule["redundant_with"]
+        name = f"  {rule['table']} {rule['chain']} {rule['number']}"
+        console.print(Text(f"{name}, as {by['chain']} {by['number'] or 'policy'}: {rule['text']}"))
+    if len(rules) > most:
+        console.print(f"  and {len(rules) - most:,} more: --verbose lists them")
+    console.print()
 
 
 def _verdict(document: Document) -> Text:

@@ -131,6 +131,20 @@ def test_from_nothing_to_enforced_and_back(
     assert len(said) == 3 and said[1].endswith(": confirm"), "journald gives these their number"
 
 
+def test_the_shadow_report_comes_in_the_form_that_is_accepted(net: Net, tmp_path: Path) -> None:
+    tables = load(net, Backend.NFT)
+    with serving(net, tmp_path) as client:
+        assert client.get("/v1/shadow/report").status_code == 409
+        assert put(client, stage="shadow", interfaces=["v1"]).status_code == 200
+        reached(client, "shadow")
+        assert outcome(net, tables) == (FATES, 12)
+        found = client.get("/v1/shadow/report").json()
+        assert found["comparison"]["matches"] >= 9 and found["promotion"]["allowed"]
+        for form, words in (("text/html", "<h1>Shadow report</h1>"), ("text/markdown", "# Shadow")):
+            answer = client.get("/v1/shadow/report", headers={"Accept": form})
+            assert answer.headers["Content-Type"].startswith(form) and words in answer.text
+
+
 def test_a_commit_that_is_cancelled_goes_back_at_once(net: Net, tmp_path: Path) -> None:
     tables = load(net, Backend.NFT)
     with serving(net, tmp_path) as client:

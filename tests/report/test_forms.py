@@ -88,6 +88,18 @@ def test_a_terminal_gets_no_escapes_and_no_markup(document: Document, change: Do
     assert "filter [red]x[/] 1" in plan.getvalue()
 
 
+def test_redundant_rules_are_named_with_what_decides_alike() -> None:
+    chains = ":INPUT DROP\n:FORWARD DROP\n:OUTPUT ACCEPT\n"
+    text = f"*filter\n{chains}-A INPUT -s 192.0.2.7 -j DROP\nCOMMIT\n"
+    found = make_document(read_text(text), 0.0, 30.0)
+    (rule,) = found["rule_fates"]
+    assert rule["redundant_with"] == {"table": "filter", "chain": "INPUT", "number": 0}
+    written = io.StringIO()
+    render_plan(found, Console(file=written, width=80))
+    for form in (plan_page(found), plan_markdown(found), written.getvalue()):
+        assert "edundant" in form and "INPUT policy" in form
+
+
 def test_ten_thousand_odd_rules_stay_readable() -> None:
     """The page below 5 MB; what is to be looked at does not bury what comes behind it."""
     comment = '-m comment --comment "ticket 4711: the partner network, ask before you touch it"'
