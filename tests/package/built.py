@@ -52,5 +52,5 @@ def plain_root(directory: Path) -> Root:
 def installed(plain: Root, above: Path) -> Iterator[Root]:
     """That Debian with the package installed; what is written lies in `above`."""
     with plain.copied(above) as root:
-        root.call("dpkg", "--install", "/root/bpfilter.deb")
+        root.call("apt-get", "install", "--yes", "/root/bpfilter.deb")
         yield root

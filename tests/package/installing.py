@@ -62,7 +62,7 @@ def files(root: Root) -> set[str]:
 def test_it_installs_without_compiler_and_network_and_apt_agrees(base: Root) -> None:
     assert base.run("sh", "-c", "command -v cc gcc clang pip").returncode != 0
     assert base.call("dpkg-query", "-Wf", "${db:Status-Status}", "bpfilter") == "installed"
-    assert "bpfilter" in base.call("apt-get", "--simulate", "install", "/root/later.deb")
+    assert base.call("apt-get", "check").count("E:") == 0
     assert base.call("dpkg", "--verify", "bpfilter") == ""
 
 
@@ -104,7 +104,7 @@ def test_nothing_is_world_writable_and_nothing_belongs_to_anyone_but_root(base: 
 def test_an_upgrade_keeps_the_configuration_and_leaves_no_old_file(host: Root) -> None:
     edited = host.directory / CONFIGURATION.lstrip("/")
     edited.write_text(edited.read_text() + "# edited\n")
-    host.call("dpkg", "--install", "/root/later.deb")
+    host.call("apt-get", "install", "--yes", "/root/later.deb")
     assert host.call("dpkg-query", "-Wf", "${Version}", "bpfilter") == LATER
     assert edited.read_text().endswith("# edited\n")
     assert not list((host.directory / "usr/lib/bpfilter").rglob("fuzz.cpython*"))

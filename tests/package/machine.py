@@ -27,7 +27,9 @@ _MASKED = (
     "apt-daily-upgrade.timer", "apt-daily.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
     "fstrim.timer", "getty.target", "systemd-timesyncd.service",
 )  # fmt: skip
-_BOOT_SECONDS = 300.0
+_BOOT_SECONDS = 600.0
+_PAUSE = 3.0
+"""Between two looks, each of which takes the only processor from what is waited for."""
 
 
 class Machine:
@@ -55,11 +57,12 @@ class Machine:
         assert code == 0, f"{command}: {output}\n{self.journal()}"
         return output
 
-    def until(self, command: str, seconds: float = 300) -> None:
+    def until(self, command: str, seconds: float = 600) -> None:
         """Wait until a command succeeds."""
         end = time.monotonic() + seconds
         while self.run(command)[0] != 0:
             assert time.monotonic() < end, f"{command}: never\n{self.journal()}"
+            time.sleep(_PAUSE)
 
     def reboot(self) -> None:
         """Reboot as an operator would; returns when commands are taken again."""
