@@ -10,12 +10,13 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
 
 from bpfilter.api.problems import ApiError, of_error
+from bpfilter.api.sources import Kept
 from bpfilter.errors import BpfilterError
 
 _KEPT = 64
@@ -43,6 +44,14 @@ class Operation:
     progress: str = ""
     result: dict[str, Any] | None = None
     problem: dict[str, Any] | None = None
+    source: Kept | None = None
+    """The ruleset that it was about, for later requests; no part of what clients see."""
+
+    def document(self) -> dict[str, Any]:
+        """As JSON values."""
+        shown = {field.name: getattr(self, field.name) for field in fields(self)}
+        del shown["source"]
+        return {"id": shown.pop("identity"), **shown}
 
 
 Work = Callable[[Callable[[str], None]], dict[str, Any]]

@@ -23,24 +23,27 @@ class _Request(BaseModel):
 
 
 class PlanRequest(_Request):
-    """Translate a ruleset: the live one unless `ruleset` has iptables-save text."""
+    """Translate a ruleset: the live one, iptables-save text, or that of a plan that is kept."""
 
     ruleset: Text | None = None
+    plan: Identity | None = None
     family: Family | None = None
     backend: Backend | None = None
 
 
 class DiffRequest(_Request):
-    """Compare two rulesets; one that is absent is the live one."""
+    """Compare two rulesets: texts, or those of plans; one that is absent is the live one."""
 
     old: Text | None = None
+    old_plan: Identity | None = None
     new: Text | None = None
+    new_plan: Identity | None = None
     family: Family | None = None
     backend: Backend | None = None
 
 
 class ExplainRequest(_Request):
-    """One packet in the words of `bpfilter explain`, against live rules or `ruleset`'s text."""
+    """One packet in the words of `bpfilter explain`, against live rules, a text or a plan."""
 
     protocol: Annotated[str, Field(max_length=40)]
     source: Annotated[str, Field(max_length=100)]
@@ -51,6 +54,7 @@ class ExplainRequest(_Request):
     flags: Annotated[str, Field(max_length=100)] | None = None
     icmp_type: Annotated[str, Field(max_length=100)] | None = None
     ruleset: Text | None = None
+    plan: Identity | None = None
     backend: Backend | None = None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ from bpfilter.analysis.difference import HOOKS, compare
 from bpfilter.analysis.explain import explain
 from bpfilter.api.keeper import Keeper
 from bpfilter.api.schemas import DeploymentRequest, DiffRequest, ExplainRequest, PlanRequest
+from bpfilter.api.sources import Asked, Kept, Known
 from bpfilter.errors import RolloutError
 from bpfilter.report.asked import asked_packet
 from bpfilter.report.difference import difference_document
@@ -25,7 +25,6 @@ from bpfilter.rollout.management import own_connections, protected
 from bpfilter.rollout.outlook import outlook
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
-from bpfilter.ruleset.read import read_text
 
 _PROOF_SECONDS = 30.0
 Say = Callable[[str], None]
@@ -36,22 +35,29 @@ def live_ruleset(family: Family, backend: Backend | None = None) -> Ruleset:
     return read_operators(family, backend)
 
 
-def planned(wanted: PlanRequest, say: Say) -> dict[str, Any]:
-    """The plan report of a ruleset; of the live one with what it would meet on this host."""
+def planned(
+    wanted: PlanRequest, known: Known, keep: Callable[[Kept], None], say: Say
+) -> dict[str, Any]:
+    """The plan report of a ruleset, which is given to `keep`.
+
+    Of the live one with what it would meet on this host.
+    """
     say("reading the ruleset")
     began = time.perf_counter()
-    source = _ruleset(wanted.ruleset, wanted.family, wanted.backend, "request")
+    source = Asked(wanted.ruleset, wanted.plan, wanted.family, wanted.backend).read(known)
+    keep(Kept.of(source))
     read = time.perf_counter() - began
     look = partial(outlook, operator=own_connections(os.getpid()))
-    host = look if wanted.ruleset is None else None
+    host = look if wanted.ruleset is None and wanted.plan is None else None
     return make_document(source, read, _PROOF_SECONDS, say, host=host)
 
 
-def compared(wanted: DiffRequest, say: Say) -> dict[str, Any]:
+def compared(wanted: DiffRequest, known: Known, say: Say) -> dict[str, Any]:
     """The semantic diff of two rulesets."""
     say("reading the rulesets")
-    old = _ruleset(wanted.old, wanted.family, wanted.backend, "old")
-    new = _ruleset(wanted.new, wanted.family or old.family, wanted.backend, "new")
+    old = Asked(wanted.old, wanted.old_plan, wanted.family, wanted.backend, "old").read(known)
+    family = wanted.family or old.family
+    new = Asked(wanted.new, wanted.new_plan, family, wanted.backend, "new").read(known)
     if old.family is not new.family:
         raise RolloutError(
             f"one ruleset is {old.family}, the other {new.family}", hint="say which family is meant"
@@ -65,7 +71,7 @@ def compared(wanted: DiffRequest, say: Say) -> dict[str, Any]:
     return difference_document(old, new, found)
 
 
-def explained(wanted: ExplainRequest, say: Say) -> dict[str, Any]:
+def explained(wanted: ExplainRequest, known: Known, say: Say) -> dict[str, Any]:
     """A packet's way through the rules and through the program."""
     question = asked_packet(
         wanted.protocol,
@@ -78,7 +84,7 @@ def explained(wanted: ExplainRequest, say: Say) -> dict[str, Any]:
         icmp=wanted.icmp_type,
     )
     say("reading the ruleset")
-    source = _ruleset(wanted.ruleset, question.family, wanted.backend, "request")
+    source = Asked(wanted.ruleset, wanted.plan, question.family, wanted.backend).read(known)
     say("explaining")
     return explanation_document(explain(source, question))
 
@@ -88,14 +94,6 @@ def shadowed(keeper: Keeper) -> dict[str, Any]:
     detail = keeper.detail()
     status = keeper.deployment().document
     return shadow_document(status, detail, iptables_paths(detail, live_ruleset))
-
-
-def _ruleset(
-    text: str | None, family: Family | None, backend: Backend | None, source: str
-) -> Ruleset:
-    if text is None:
-        return live_ruleset(family or Family.IPV4, backend)
-    return replace(read_text(text, source=source, family=family, backend=backend))
 
 
 def still_live(plan: Mapping[str, Any]) -> None:

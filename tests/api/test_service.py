@@ -239,15 +239,30 @@ def test_plans_and_diffs_are_operations(net: Net, tmp_path: Path) -> None:
         plan = ended(client, client.post("/v1/plans", json={"ruleset": text}))
         assert plan["result"]["fates"]["native"] == 1
         report = f"/v1/plans/{plan['id']}"
-        for form, begin in (("text/html", "<!"), ("text/markdown", "#"), ("*/*", "{")):
+        forms = {"text/html": "<!", "text/markdown": "#", "text/plain": "", "*/*": "{"}
+        for form, begin in forms.items():
             found = client.get(report, headers={"Accept": form})
             assert found.text.lstrip().startswith(begin), form
+            assert "\x1b" not in found.text and "INPUT" in found.text
             assert found.headers["ETag"] == f'"{plan["result"]["digest"]}"'
         assert [each["id"] for each in client.get("/v1/plans").json()["plans"]] == [plan["id"]]
         body = {"stage": "shadow", "interfaces": ["v1"], "plan": plan["id"]}
         assert put(client, **body).status_code == 409, "the live rules are not the plan's"
         diff = ended(client, client.post("/v1/diffs", json={"old": text, "new": text}))
         assert diff["result"]["same"] is True
+        again = ended(client, client.post("/v1/plans", json={"plan": plan["id"]}))
+        assert again["result"]["digest"] == plan["result"]["digest"] and "source" not in again
+        wider = text.replace("-p udp -j ACCEPT", "-j ACCEPT")
+        asked = {"old_plan": plan["id"], "new": wider}
+        assert ended(client, client.post("/v1/diffs", json=asked))["result"]["same"] is False
+        packet = {"protocol": "tcp", "source": "192.0.2.1:9", "destination": "192.0.2.2:22"}
+        told = ended(client, client.post("/v1/explain", json={**packet, "plan": plan["id"]}))
+        assert told["state"] == "done", told
+        for wrong, status in (({"plan": "none"}, 404), ({"plan": diff["id"]}, 404)):
+            failed = ended(client, client.post("/v1/plans", json=wrong))
+            assert failed["problem"]["status"] == status
+        both = ended(client, client.post("/v1/plans", json={"plan": plan["id"], "ruleset": text}))
+        assert both["problem"]["status"] == 422
         refused = ended(client, client.post("/v1/plans", json={"ruleset": "*filter\nnonsense\n"}))
         assert refused["problem"]["type"] == "/v1/problems/ruleset-refused"
         assert refused["problem"]["line"] == 2
