@@ -16,10 +16,14 @@ import httpx
 import typer
 
 from bpfilter.errors import BpfilterError, UsageError
+from bpfilter.report.document import Document
+from bpfilter.report.mismatches import iptables_paths
+from bpfilter.report.shadow import shadow_document
 from bpfilter.rollout.asking import ask
 from bpfilter.rollout.counters import counters
 from bpfilter.rollout.detail import ask_detail
 from bpfilter.rollout.journal import GONE, Journal, Stage, running, state_directory
+from bpfilter.rollout.live import read_operators
 from bpfilter.rollout.status import STATUS
 from bpfilter.ruleset.fields import Family
 
@@ -54,6 +58,9 @@ class Daemon(Protocol):
     def detail(self) -> Mapping[str, Any]:
         """As `rollout.detail`; RolloutError or ApiRefused where no daemon runs."""
 
+    def report(self) -> Document:
+        """The shadow report; errors as `detail`."""
+
     def events(self, after: int = 0) -> Sequence[Mapping[str, Any]]:
         """Events with `id`, `at`, `kind` and `sentence`, those behind `after`, oldest first."""
 
@@ -78,6 +85,10 @@ class Local:
 
     def detail(self) -> Mapping[str, Any]:
         return ask_detail(self.directory)
+
+    def report(self) -> Document:
+        detail = self.detail()
+        return shadow_document(self.status(), detail, iptables_paths(detail, read_operators))
 
     def events(self, after: int = 0) -> Sequence[Mapping[str, Any]]:
         try:
@@ -126,6 +137,9 @@ class Remote:
 
     def detail(self) -> Mapping[str, Any]:
         return self._get("/v1/shadow")
+
+    def report(self) -> Document:
+        return dict(self._get("/v1/shadow/report"))
 
     def events(self, after: int = 0) -> Sequence[Mapping[str, Any]]:
         found: Sequence[Mapping[str, Any]] = self._get(f"/v1/events?after={after}")["events"]

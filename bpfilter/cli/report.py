@@ -9,15 +9,12 @@ from typing import Annotated
 
 import typer
 
-from bpfilter.cli.connection import Ca, Cert, Local, State, TokenFile, Url, connect
+from bpfilter.cli.connection import Ca, Cert, State, TokenFile, Url, connect
 from bpfilter.cli.plan import Form, FormOption, print_document
-from bpfilter.report.mismatches import iptables_paths
 from bpfilter.report.page import shadow_page
-from bpfilter.report.shadow import shadow_document
 from bpfilter.report.shadow_markdown import shadow_markdown
 from bpfilter.report.shadow_text import render_shadow
 from bpfilter.report.terminal import terminal
-from bpfilter.rollout.live import read_operators
 
 _NOT_YET = 2
 
@@ -40,9 +37,7 @@ def report_command(
     """
     daemon = connect(url, state, token_file, ca, cert)
     with terminal(stderr=True).status("asking the daemon"):
-        detail = daemon.detail()
-        paths = iptables_paths(detail, read_operators) if isinstance(daemon, Local) else {}
-        document = shadow_document(daemon.status(), detail, paths)
+        document = daemon.report()
     if form is Form.TEXT:
         render_shadow(document, terminal(), every=every)
     else:
