@@ -17,6 +17,8 @@ _LEVELS = 5
 _MOST_CHAINS = 60
 _COLUMN, _ROW, _BOX, _HEIGHT = 250, 40, 190, 28
 _LABEL = 22
+_APART = 15
+"""Between two lines of words."""
 _TICK = Markup('<line class="grid" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>')
 
 
@@ -55,7 +57,7 @@ def curves(lines: Sequence[Curve], label: str, across: str, up: str) -> Markup:
     points = [point for line in lines for point in line.points]
     if not points:
         return Markup()
-    left, top, width, height = 70, 12, 560, 250
+    left, top, width, height = 84, 12, 560, 250
     low_x, high_x = _decades([x for x, _ in points])
     low_y, high_y = _decades([y for _, y in points])
 
@@ -76,9 +78,16 @@ def curves(lines: Sequence[Curve], label: str, across: str, up: str) -> Markup:
         drawn += _text(x, top + height + 18, f"{10**power:,}", "middle")
     drawn += _text(left + width / 2, top + height + 38, across, "middle")
     drawn += _text(left, top + height + 38, up, "start")
+    ends = []
     for number, line in enumerate(lines):
-        drawn += _line(line, number, [place(*point) for point in line.points])
-    return _svg(drawn, 860, top + height + 48, label, "plot")
+        places = [place(*point) for point in line.points]
+        drawn += _line(line, number, places)
+        ends.append((places[-1][1], places[-1][0], line.name))
+    below = float("-inf")
+    for y, x, name in sorted(ends):
+        below = max(y, below + _APART)
+        drawn += _text(x + 9, below + 4, name, "start")
+    return _svg(drawn, 874, top + height + 48, label, "plot")
 
 
 def growth(points: Sequence[tuple[float, int]], total: int, label: str) -> Markup:
@@ -117,8 +126,7 @@ def _line(line: Curve, number: int, places: Sequence[tuple[float, float]]) -> Ma
             '<circle class="dot l{}" cx="{:.1f}" cy="{:.1f}" r="4"><title>{}: {:,.0f} at {:,.0f}'
             "</title></circle>"
         ).format(number, x, y, line.name, value, rules)
-    x, y = places[-1]
-    return drawn + _text(x + 9, y + 4, line.name, "start")
+    return drawn
 
 
 def _decades(values: Sequence[float]) -> tuple[int, int]:

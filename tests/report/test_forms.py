@@ -161,4 +161,11 @@ def test_curves_place_every_point_inside_the_picture() -> None:
     assert drawn.count("<circle") == 2
     assert "&lt;x&gt;" in drawn
     for x in re.findall(r'cx="([\d.]+)"', drawn):
-        assert 70 <= float(x) <= 630
+        assert 84 <= float(x) <= 644
+
+
+def test_the_names_of_curves_that_end_together_are_apart() -> None:
+    lines = [Curve(name, [(10, 100.0), (100, value)]) for name, value in (("a", 100), ("b", 101))]
+    drawn = curves(lines, "cost", "rules", "ns")
+    ys = [int(y) for y in re.findall(r'y="(\d+)" text-anchor="start">[ab]<', drawn)]
+    assert len(ys) == 2 and abs(ys[0] - ys[1]) >= 14
