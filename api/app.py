@@ -187,13 +187,15 @@ async def put_deployment(
     keeper = _keeper(request)
     goal = goal_of(wanted)
     async with request.app.state.turn:
-        _match(if_match, (await asyncio.to_thread(keeper.deployment)).revision)
+        before = await asyncio.to_thread(keeper.deployment)
+        _match(if_match, before.revision)
         await asyncio.to_thread(keeper.check, goal, wanted.interfaces)
         if wanted.plan is not None:
             await asyncio.to_thread(still_live, finished(request, "plan", wanted.plan))
         if not dry_run:
             await _audit(request, caller, "put deployment", wanted.model_dump(mode="json"))
-            await asyncio.to_thread(keeper.deploy, goal, wanted.interfaces)
+            seen = None if if_match == "*" else before.wish
+            await asyncio.to_thread(keeper.deploy, goal, wanted.interfaces, seen)
         found = await asyncio.to_thread(keeper.deployment)
     return _deployed(found)
 

@@ -19,6 +19,7 @@ from typing import Any
 from bpfilter.api.problems import ApiError
 from bpfilter.errors import RolloutError
 from bpfilter.report.safe import harmless
+from bpfilter.rollout import wishes
 from bpfilter.rollout.asking import ask, start_daemon
 from bpfilter.rollout.counters import counters
 from bpfilter.rollout.detail import ask_detail
@@ -37,6 +38,8 @@ class Deployment:
 
     document: Document
     revision: str
+    wish: str = "0"
+    """The last that anybody had, by whatever way."""
 
 
 class Keeper:
@@ -49,13 +52,14 @@ class Keeper:
     def deployment(self) -> Deployment:
         """The present deployment; stage off where no daemon runs."""
         found = running(self._directory)
+        wish = self._last_wish()  # first: a later one may then seem unseen, never the reverse
         document = dict(self._document(STATUS)) if found is not None else {}
         document = {"stage": str(Stage.OFF), "goal": str(Stage.OFF), **document}
         document["running"] = found is not None
         stable = {name: document.get(name) for name in _REVISED}
-        stable["wish"] = self._wish
+        stable["wish"] = (self._wish, wish)
         digest = hashlib.sha256(json.dumps(stable, sort_keys=True, default=str).encode())
-        return Deployment(document, digest.hexdigest()[:16])
+        return Deployment(document, digest.hexdigest()[:16], wish)
 
     def check(self, goal: Mapping[str, Any], interfaces: Sequence[str]) -> None:
         """What `deploy` checks first; UsageError or ApiError. Changes nothing."""
@@ -69,17 +73,20 @@ class Keeper:
             hint="name the interfaces",
         )
 
-    def deploy(self, goal: Mapping[str, Any], interfaces: Sequence[str]) -> Answer:
+    def deploy(
+        self, goal: Mapping[str, Any], interfaces: Sequence[str], seen: str | None = None
+    ) -> Answer:
         """Start the daemon with a goal, or give the running one a new goal; does not wait.
 
-        Stage off is a rollback.
+        Stage off is a rollback. ChangedMeanwhile if `seen` is not the last wish any more.
         """
         self.check(goal, interfaces)
         if Goal.of(goal).stage is Stage.OFF:
             return self.rollback()
         wish = {**goal, "request": {"interfaces": list(interfaces) or None}}
         if running(self._directory) is not None:
-            answer = ask(self._directory, "goal", wish)
+            asked = wish if seen is None else wishes.based_on(wish, seen)
+            answer = ask(self._directory, "goal", asked)
         else:
             words = [word for name in interfaces for word in ("--interface", name)]
             start_daemon(self._directory, [*words, "--goal", json.dumps(goal)])
@@ -140,6 +147,13 @@ class Keeper:
         """`iptables -nvxL` with those counters."""
         found = counters(self._directory, (family,))
         return "".join(f"{harmless(line)}\n" for line in listed(found, family, table))
+
+    def _last_wish(self) -> str:
+        try:
+            with Journal(self._directory, create=False) as journal:
+                return wishes.last(journal)
+        except GONE:
+            return "0"
 
     def _document(self, name: str) -> Mapping[str, Any]:
         try:

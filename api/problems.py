@@ -27,6 +27,7 @@ _STATUS: Mapping[str, HTTPStatus] = {
     "compile": HTTPStatus.UNPROCESSABLE_ENTITY,
     "usage": HTTPStatus.UNPROCESSABLE_ENTITY,
     "rollout": HTTPStatus.CONFLICT,
+    "precondition-failed": HTTPStatus.PRECONDITION_FAILED,
     "proof-failed": HTTPStatus.CONFLICT,
     "foreign-xdp": HTTPStatus.CONFLICT,
     "early-refused": HTTPStatus.CONFLICT,

@@ -18,6 +18,7 @@ from bpfilter.daemon.child import Child, api_words
 from bpfilter.daemon.desired import NOTHING, Desired, Store, of_settings, pack, unpack
 from bpfilter.daemon.signals import Signals
 from bpfilter.errors import BpfilterError
+from bpfilter.rollout import wishes
 from bpfilter.rollout.detail import VERB
 from bpfilter.rollout.goal import Goal
 from bpfilter.rollout.journal import SERVICE, Answer, Asked, Journal, Stage
@@ -113,15 +114,17 @@ class Standing:
             return Answer(False, "nothing is deployed")
         if asked.verb != "goal":
             return Answer(False, f"this daemon does not know {asked.verb}")
-        wish = dict(asked.argument)
+        wish = wishes.plain(asked.argument)
         asked_for = {k: v for k, v in wish.pop("request", {}).items() if v is not None}
         try:
+            wishes.refuse_late(self._journal, asked.argument)
             configured = of_settings(self._settings.deployment).request
             desired = Desired(wish, {**configured, **asked_for})
             Goal.of(desired.goal), Request.of(desired.request)
         except BpfilterError as error:
             return Answer(False, error.message)
         self._next = desired
+        wishes.note(self._journal)
         return Answer(True, f"on the way to stage {desired.stage}")
 
     def _deploy(self, desired: Desired) -> None:

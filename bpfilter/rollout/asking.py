@@ -12,6 +12,7 @@ from typing import Any
 
 from bpfilter.errors import RolloutError
 from bpfilter.rollout.journal import GONE, Answer, Journal, Stage
+from bpfilter.rollout.wishes import ChangedMeanwhile
 
 _ANSWER_SECONDS = 30.0
 
@@ -34,6 +35,8 @@ def ask(directory: Path, verb: str, argument: Mapping[str, Any]) -> Answer:
                 time.sleep(0.02)
     except GONE:
         raise _nobody() from None
+    if answer.sentence == ChangedMeanwhile.sentence:
+        raise ChangedMeanwhile
     if not answer.done:
         raise RolloutError(answer.sentence, hint="`bpfilter status` says where it stands")
     return answer

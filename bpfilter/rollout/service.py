@@ -12,7 +12,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from bpfilter.errors import BpfilterError, RolloutError
-from bpfilter.rollout import detail, enforced, ours
+from bpfilter.rollout import detail, enforced, ours, wishes
 from bpfilter.rollout.apart import give_back
 from bpfilter.rollout.comparison import unjudged
 from bpfilter.rollout.gates import Gate, judge
@@ -402,7 +402,8 @@ class Service:
 
     def _new_goal(self, asked: Asked) -> Answer:
         try:
-            wish = {k: v for k, v in asked.argument.items() if k != "request"}
+            wishes.refuse_late(self._journal, asked.argument)
+            wish = {k: v for k, v in wishes.plain(asked.argument).items() if k != "request"}
             goal = Goal.of(wish)
             prepared = self.rollout.prepared
             if goal.stage.before(self.rollout.stage):
@@ -411,6 +412,7 @@ class Service:
                 self._check_goal(goal, prepared)
         except BpfilterError as error:
             return Answer(False, error.message)
+        wishes.note(self._journal)
         self.goal, self._waivers, self._deadline = goal, goal.waivers, None
         self.rollout.waivers = goal.waivers
         self._held = self._is_confirmed = False

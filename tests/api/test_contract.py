@@ -56,7 +56,7 @@ class As(Guard):
 class Still(Keeper):
     """A daemon that accepts every wish and does nothing, for a host that must not change."""
 
-    def deploy(self, goal: Any, interfaces: Any) -> Any:
+    def deploy(self, goal: Any, interfaces: Any, seen: Any = None) -> Any:
         self.check(goal, interfaces)
 
     def counters(self, family: Any) -> Any:

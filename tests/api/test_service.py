@@ -17,7 +17,10 @@ from typing import Any
 import httpx
 import pytest
 
+from bpfilter.rollout import wishes
+from bpfilter.rollout.asking import ask
 from bpfilter.rollout.teardown import remains, stop_daemon, teardown
+from bpfilter.rollout.wishes import ChangedMeanwhile
 from bpfilter.ruleset.model import Backend
 from tests.rollout.network import Net, entered
 from tests.rollout.test_stages import FATES, load, outcome
@@ -182,6 +185,23 @@ def test_of_two_clients_with_one_etag_one_is_refused(net: Net, tmp_path: Path) -
 
         assert sorted(pool.map(change, range(4))) == [200, 412, 412, 412]
         reached(client, "shadow")
+
+
+def test_a_change_by_another_way_is_not_overwritten_unseen(net: Net, tmp_path: Path) -> None:
+    load(net, Backend.NFT)
+    state = tmp_path / "state"
+    with serving(net, tmp_path) as client:
+        assert put(client, stage="shadow", interfaces=["v1"]).status_code == 200
+        reached(client, "shadow")
+        tag = client.get(DEPLOYMENT).headers["ETag"]
+        wish = {"stage": "enforce", "gates": ["seconds=600"]}
+        assert ask(state, "goal", wish).done
+        late = client.put(DEPLOYMENT, json={"stage": "shadow"}, headers={"If-Match": tag})
+        assert late.status_code == 412
+        with pytest.raises(ChangedMeanwhile):
+            ask(state, "goal", wishes.based_on(wish, "0"))
+        assert client.get(DEPLOYMENT).json()["goal"] == "enforce"
+        assert put(client, stage="shadow", interfaces=["v1"]).status_code == 200
 
 
 def test_bodies_are_bounded_in_size_and_time(net: Net, tmp_path: Path) -> None:
