@@ -236,9 +236,12 @@ def head(document: Document) -> Sequence[str]:
 
 def verdict(document: Document) -> str:
     """Whether the next stage may come."""
-    promotion = document["promotion"]
+    promotion, cover = document["promotion"], document["coverage"]
     if promotion["allowed"]:
-        return "nothing stands against the next stage"
+        return (
+            f"nothing stands against the next stage; {cover['exercised']:,} of"
+            f" {cover['deciding']:,} rules were exercised"
+        )
     return f"not to be promoted: {'; '.join(promotion['why'])}"
 
 

@@ -31,6 +31,7 @@ def render_shadow(document: Document, console: Console, *, every: bool = False) 
     for line in head(document):
         console.print(Text(line))
     if found := causes(document):
+        console.print()
         table = Table("not judged", "why", box=None, pad_edge=False)
         table.add_column("packets", justify="right")
         for title, why, packets in found:
@@ -38,12 +39,16 @@ def render_shadow(document: Document, console: Console, *, every: bool = False) 
         console.print(table)
     compared = document["comparison"]
     for sample in () if compared is None else compared["samples"]:
+        console.print()
         console.print(_sample(sample))
+    console.print()
     rules = document["coverage"]["rules"]
     console.print(_rules(rules if every else busiest(rules, _MOST_RULES), every))
     _without(unexercised(document), console, every)
     if rows := counted(document, _MOST_COUNTED):
+        console.print()
         console.print(_counted(rows))
+    console.print()
     for gate in document["gates"]:
         state = ("open", "green") if gate["passed"] else ("closed", "yellow")
         console.print(Text(f"gate {gate['name']}: ").append(*state).append(f", {gate['sentence']}"))
@@ -55,7 +60,7 @@ def render_shadow(document: Document, console: Console, *, every: bool = False) 
 
 def waiver_sentence(waiver: Document) -> str:
     """What a waiver accepts, until when, and why."""
-    until = "was over" if waiver["over"] else "holds until"
+    until = "over since" if waiver["over"] else "holds until"
     return (
         f"waiver {waiver['rule']}, predicted {waiver['predicted']}, was {waiver['actual']}:"
         f" {until} {moment(waiver['expires'])}, {waiver['reason']}"
