@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hmac
 import time
 from collections import OrderedDict
 from http import HTTPStatus
 
 from fastapi import Request
 
-from bpfilter.api.identity import Access, Caller, Role, caller_of_token
+from bpfilter.api.identity import Access, Caller, Role, Token, caller_of_token
 from bpfilter.api.problems import ApiError
 from bpfilter.api.tokens import TokenFile
 from bpfilter.settings import Api
@@ -41,14 +42,9 @@ class Guard:
         return self._bearer(request)
 
     def _bearer(self, request: Request) -> Caller:
-        address = request.client.host if request.client is not None else "?"
-        self._refuse_guessing(address)
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-        tokens = () if self._file is None else self._file.tokens()
-        found = caller_of_token(tokens, secret) if scheme.lower() == "bearer" else None
+        found = self.by_token(request, secret if scheme.lower() == "bearer" else "")
         if found is None:
-            if secret:
-                self._note_failure(address)
             raise ApiError(
                 HTTPStatus.UNAUTHORIZED,
                 "unauthorized",
@@ -57,6 +53,25 @@ class Guard:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return found
+
+    def by_token(self, request: Request, secret: str) -> Caller | None:
+        """Whose bearer token it is; a wrong one is held against the address, ApiError 429."""
+        address = request.client.host if request.client is not None else "?"
+        self._refuse_guessing(address)
+        found = caller_of_token(self._tokens(), secret)
+        if found is None and secret:
+            self._note_failure(address)
+        return found
+
+    def by_digest(self, digest: bytes) -> Caller | None:
+        """Whose token has this hash now: nobody's once it is revoked."""
+        for token in self._tokens():
+            if hmac.compare_digest(token.digest, digest):
+                return Caller(token.name, token.role, "bearer token")
+        return None
+
+    def _tokens(self) -> tuple[Token, ...]:
+        return () if self._file is None else self._file.tokens()
 
     def _refuse_guessing(self, address: str) -> None:
         now = time.monotonic()

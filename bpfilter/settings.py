@@ -78,7 +78,8 @@ class Tcp(_Section):
 
     Callers are known by a client certificate (`client_ca`, roles by common name) or by a bearer
     token (`tokens`: a file of `name role sha256-hex` lines). A file without a directory is a
-    credential that systemd passes (LoadCredential=, systemd.exec(5)).
+    credential that systemd passes (LoadCredential=, systemd.exec(5)). `hosts`: DNS names by which
+    browsers may ask for the dashboard; literal addresses they may always use.
     """
 
     address: str
@@ -88,6 +89,7 @@ class Tcp(_Section):
     client_ca: Path | None = None
     certificate_roles: Mapping[str, Literal["read", "operate", "admin"]] = {}
     tokens: Path | None = None
+    hosts: tuple[str, ...] = ()
 
     @field_validator("certificate", "key", "client_ca", "tokens")
     @classmethod

@@ -12,6 +12,7 @@ import typer
 
 from bpfilter import __version__
 from bpfilter.cli.counters import counters_command
+from bpfilter.cli.dashboard import dashboard_command
 from bpfilter.cli.demo import demo_command
 from bpfilter.cli.deploy import deploy_command
 from bpfilter.cli.diff import diff_command
@@ -75,6 +76,7 @@ app.command("events", epilog=EPILOG)(events_command)
 app.command("history", epilog=EPILOG)(history_command)
 app.command("watch", epilog=EPILOG)(watch_command)
 app.command("doctor", epilog=EPILOG)(doctor_command)
+app.command("dashboard", epilog=EPILOG)(dashboard_command)
 app.command("serve", epilog=EPILOG)(serve_command)
 app.command("token", epilog=EPILOG)(token_command)
 app.command("demo", epilog=EPILOG)(demo_command)

@@ -20,15 +20,19 @@ import uvicorn
 from bpfilter.api.access import Guard
 from bpfilter.api.app import application
 from bpfilter.api.audit import Trail
+from bpfilter.api.dashboard.entrance import Entrance
+from bpfilter.api.dashboard.routes import install
+from bpfilter.api.dashboard.wishes import CONFIRM_WITHIN, Wishes
 from bpfilter.api.identity import Caller
 from bpfilter.api.keeper import Keeper
 from bpfilter.api.server import bind_tcp, bind_unix, passed_sockets, server
 from bpfilter.daemon.child import READY
+from bpfilter.daemon.desired import of_settings
 from bpfilter.daemon.logs import configure
 from bpfilter.report.terminal import terminal
 from bpfilter.rollout.journal import state_directory
 from bpfilter.sd_notify import notify
-from bpfilter.settings import FILE, Settings, load
+from bpfilter.settings import FILE, Deployment, Settings, load
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _NICER = 5
@@ -50,7 +54,7 @@ def serve_command(
         list[int] | None, typer.Option(hidden=True, help="Numbers of sockets to serve on.")
     ] = None,
 ) -> None:
-    """Serve the REST API: OpenAPI at /v1/openapi.json, for people at /v1/docs.
+    """Serve the REST API (OpenAPI at /v1/openapi.json) and the dashboard at /dashboard/.
 
     Example: [cyan]curl --unix-socket /run/bpfilterd/api.sock http://d/v1/deployment[/]
     """
@@ -67,10 +71,23 @@ def serve_command(
 
     directory = state or state_directory()
     app = application(Keeper(directory), guard, Trail(directory), audit, settings.api)
+    hosts = () if settings.api.tcp is None else settings.api.tcp.hosts
+    install(app, Entrance(guard, hosts), _wishes(settings.deployment))
     given = [socket.socket(fileno=number) for number in passed or ()]
     if supervised:
         os.nice(_NICER)
     asyncio.run(_serve(app, settings, log, given or passed_sockets(), supervised))
+
+
+def _wishes(section: Deployment) -> Wishes:
+    return Wishes(
+        gates=tuple(of_settings(section).goal["gates"]),
+        confirm_within=section.confirm_within or CONFIRM_WITHIN,
+        share=section.canary.share,
+        interfaces=section.interfaces,
+        accept_state_reset=section.accept_state_reset,
+        protect=section.protect,
+    )
 
 
 async def _serve(

@@ -6,7 +6,6 @@ import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -20,20 +19,11 @@ from bpfilter.cli.connection import Ca, Cert, Daemon, State, TokenFile, Url, con
 from bpfilter.cli.plan import Format
 from bpfilter.cli.stages import event_table, print_stage
 from bpfilter.errors import BpfilterError
+from bpfilter.report.rates import Look, rates, seen_by
 from bpfilter.report.shadow import rule_name
 from bpfilter.report.terminal import SafeConsole, terminal
 
 _TOP, _EVENTS = 10, 5
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """One look at the daemon. `detail` is None where none runs."""
-
-    at: float
-    status: Mapping[str, Any]
-    detail: Mapping[str, Any] | None
-    events: Sequence[Mapping[str, Any]]
 
 
 def look(daemon: Daemon) -> Look:
@@ -44,32 +34,6 @@ def look(daemon: Daemon) -> Look:
     except BpfilterError:  # it ended meanwhile
         detail = None
     return Look(time.monotonic(), status, detail, daemon.events()[-_EVENTS:])
-
-
-def rates(before: Look | None, now: Look) -> Mapping[str, Any]:
-    """Packets a second since the look before: decided, left to iptables, and by rule."""
-    seconds = 0.0 if before is None else now.at - before.at
-    if before is None or seconds <= 0 or before.detail is None or now.detail is None:
-        return {"decided": None, "punted": None, "rules": {}}
-
-    def rate(new: int, old: int) -> float:
-        # A new generation starts to count anew.
-        return (new - old if new >= old else new) / seconds
-
-    punted = [sum(each.status.get("punted", {}).values()) for each in (now, before)]
-    old = {rule_name(rule): _seen(rule) for rule in before.detail["rules"]}
-    per_rule = {
-        name: rate(_seen(rule), old.get(name, 0))
-        for rule in now.detail["rules"]
-        for name in [rule_name(rule)]
-        if _seen(rule) != old.get(name, 0)
-    }
-    decided = rate(now.status.get("decided", 0), before.status.get("decided", 0))
-    return {"decided": decided, "punted": rate(punted[0], punted[1]), "rules": per_rule}
-
-
-def _seen(rule: Mapping[str, Any]) -> int:
-    return int(rule["predicted"]["packets"] + rule["predicted"]["possible"])
 
 
 def view(before: Look | None, now: Look) -> RenderableType:
@@ -100,10 +64,10 @@ def _top(rules: Sequence[Mapping[str, Any]], rate: Mapping[str, float]) -> Table
     for name in ("packets/s", "packets", "mismatches"):
         table.add_column(name, justify="right")
     table.add_column("text", overflow="ellipsis", no_wrap=True)
-    busy = sorted(rules, key=lambda rule: (-rate.get(rule_name(rule), 0.0), -_seen(rule)))
-    for rule in [rule for rule in busy if _seen(rule)][:_TOP]:
+    busy = sorted(rules, key=lambda rule: (-rate.get(rule_name(rule), 0.0), -seen_by(rule)))
+    for rule in [rule for rule in busy if seen_by(rule)][:_TOP]:
         name = rule_name(rule)
-        numbers = (f"{rate.get(name, 0.0):.0f}", str(_seen(rule)), str(rule["mismatches"]))
+        numbers = (f"{rate.get(name, 0.0):.0f}", str(seen_by(rule)), str(rule["mismatches"]))
         table.add_row(escape(name), *numbers, Text(rule["text"]))
     return table
 

@@ -195,15 +195,15 @@ class _Info(ctypes.Structure):
     )
 
 
-class _InfoRequest(ctypes.Structure):
+class InfoRequest(ctypes.Structure):
     _fields_ = (("fd", ctypes.c_uint32), ("size", ctypes.c_uint32), ("info", ctypes.c_uint64))
 
 
-class _ById(ctypes.Structure):
+class ById(ctypes.Structure):
     _fields_ = (("number", ctypes.c_uint32), ("next", ctypes.c_uint32), ("flags", ctypes.c_uint32))
 
 
-_PROG_BY_ID, _MAP_BY_ID = 13, 14
+_PROG_BY_ID, MAP_BY_ID = 13, 14
 
 
 def loaded_objects(net: Net) -> list[tuple[int, int]]:
@@ -211,14 +211,14 @@ def loaded_objects(net: Net) -> list[tuple[int, int]]:
     found = []
     with entered(net.fw):
         for program in attached():
-            descriptor = bpf(_PROG_BY_ID, _ById(program.number), "open a program")
+            descriptor = bpf(_PROG_BY_ID, ById(program.number), "open a program")
             maps = (ctypes.c_uint32 * 64)()
             info = _Info(map_count=64, maps=ctypes.addressof(maps))
-            request = _InfoRequest(descriptor, ctypes.sizeof(info), ctypes.addressof(info))
+            request = InfoRequest(descriptor, ctypes.sizeof(info), ctypes.addressof(info))
             bpf(OBJ_GET_INFO, request, "describe a program")
             os.close(descriptor)
             found.append((_PROG_BY_ID, program.number))
-            found += [(_MAP_BY_ID, number) for number in maps[: info.map_count]]
+            found += [(MAP_BY_ID, number) for number in maps[: info.map_count]]
     return found
 
 
@@ -234,7 +234,7 @@ def still_loaded(objects: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def _exists(command: int, number: int) -> bool:
     try:
-        os.close(bpf(command, _ById(number), "open an object"))
+        os.close(bpf(command, ById(number), "open an object"))
     except KernelCallFailed as error:
         assert error.errno == errno.ENOENT
         return False
