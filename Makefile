@@ -37,7 +37,7 @@ help:
 	@echo 'make edits N=250 foreign edits while enforcing: whose verdict, how soon, per backend'
 	@echo 'make leak N=500 cycles up and down per backend: nothing may stay, nothing may grow'
 	@echo 'make guests     other kernels under QEMU: tests of what this one lacks; minutes'
-	@echo 'make boots      the package in a Debian booted with systemd under QEMU; a quarter of an hour'
+	@echo 'make boots      the package in a Debian booted with systemd under QEMU; half an hour'
 	@echo 'make templates  compiles bpf_templates/ into $(TEMPLATES)/'
 	@echo 'make man        man pages and shell completions into build/share/'
 	@echo 'make deb        dist/bpfilter_*.deb for Debian 12'
@@ -109,7 +109,7 @@ leak: setup
 guests: setup
 	@$(BIN)/python -m tests.guest $(ARGS)
 
-# A class of tests boots one machine: ARGS='-k Outlives', Comes or Lacks.
+# Each class of tests boots one machine: ARGS='-k Outlives', Hangs, Comes, Legacy or Lacks.
 boots: deb
 	@$(BIN)/python -m pytest -p no:cacheprovider -v tests/package/booted.py $(ARGS)
 
