@@ -15,6 +15,7 @@ from tests.package.built import LATER, installed, plain_root
 from tests.package.debian import Root
 
 PLACES = ("usr", "etc", "var/lib", "lib")
+WITHOUT = ("setpriv", "--inh-caps=-all", "--bounding-set")
 UNIT = "/lib/systemd/system/bpfilterd.service"
 CONFIGURATION = "/etc/bpfilter/bpfilter.toml"
 ENFORCE = """
@@ -117,6 +118,20 @@ def test_removal_ends_what_is_deployed_and_says_that_nothing_is_left(host: Root)
     assert "-A INPUT -p udp -m udp --dport 5001 -j DROP" in after
     assert "-j BPF-" not in after and ":BPF-" not in after
     assert "bpfilterd" not in after.splitlines()[-1]
+
+
+def test_removal_is_refused_where_teardown_cannot_run(host: Root) -> None:
+    broken = host.directory / "usr/lib/bpfilter/lib/python3.11/site-packages/pyroute2"
+    broken.rename(broken.with_name("gone"))
+    assert host.run("dpkg", "--remove", "bpfilter").returncode != 0
+    broken.with_name("gone").rename(broken)
+    assert host.call("bpfilter", "--version")
+
+
+def test_an_image_is_built_without_privileges_and_the_package_leaves_it(host: Root) -> None:
+    said = host.call(*WITHOUT, "-bpf,-sys_admin,-net_admin", "dpkg", "--remove", "bpfilter")
+    assert "no CAP_NET_ADMIN, so nothing to tear down from here" in said
+    assert not (host.directory / "usr/lib/bpfilter").exists()
 
 
 def test_removal_keeps_the_configuration_and_a_purge_keeps_nothing(plain: Root, host: Root) -> None:
