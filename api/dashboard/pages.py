@@ -23,8 +23,8 @@ from bpfilter.report.rates import seen_by
 from bpfilter.report.safe import shown
 from bpfilter.report.shadow import PUNTED, rule_name
 
-SECTIONS = ("stage", "pending", "left", "rates", "mismatches", "promote", "rules", "coverage",
-            "history")  # fmt: skip
+SECTIONS = ("stage", "pending", "left", "rates", "mismatches", "gates", "promote", "rules",
+            "coverage", "history")  # fmt: skip
 STATIC: Mapping[str, str] = {
     "dashboard.js": "text/javascript; charset=utf-8",
     "dashboard.css": "text/css; charset=utf-8",
