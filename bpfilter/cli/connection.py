@@ -155,20 +155,42 @@ class Remote:
     def rollback(self) -> str:
         return str(self._post("/v1/deployment/rollback")["result"])
 
+    def deploy(self, wanted: Mapping[str, Any], *, dry_run: bool = False) -> None:
+        """Ask for a deployment, if it is still the one that is there now."""
+        tag = self._send("GET", "/v1/deployment").headers.get("ETag", "")
+        query = "?dry_run=true" if dry_run else ""
+        self._ask("PUT", f"/v1/deployment{query}", wanted, {"If-Match": tag})
+
     def _get(self, path: str) -> Mapping[str, Any]:
         return self._ask("GET", path)
 
     def _post(self, path: str) -> Mapping[str, Any]:
         return self._ask("POST", path)
 
-    def _ask(self, method: str, path: str) -> Mapping[str, Any]:
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        told = {"Accept": "application/json", **(headers or {})}
         try:
-            answer = self._client.request(method, path, headers={"Accept": "application/json"})
+            return self._client.request(method, path, json=body, headers=told)
         except httpx.HTTPError as error:
             raise ApiRefused(
                 f"the API cannot be reached: {error or type(error).__name__}",
                 hint="`bpfilter serve` serves it; check --url",
             ) from None
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Mapping[str, Any]:
+        answer = self._send(method, path, body, headers)
         try:
             found: Mapping[str, Any] = answer.json()
         except ValueError:

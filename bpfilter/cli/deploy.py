@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from bpfilter.cli.connection import Ca, Cert, Remote, TokenFile, Url, connect
+from bpfilter.cli.remote import deploy_by_api, own_peers, refuse_local
 from bpfilter.cli.running import show, start, wait_for
 from bpfilter.errors import UsageError
 from bpfilter.report.terminal import terminal
@@ -27,6 +29,8 @@ from bpfilter.rollout.management import own_connections, protected
 from bpfilter.rollout.prepare import prepare
 from bpfilter.rollout.scope import Scope, parse_chain, parse_network
 from bpfilter.ruleset.model import Backend
+
+_VERIFY_SHARE = 0.1
 
 
 def deploy_command(
@@ -68,7 +72,7 @@ def deploy_command(
     ] = None,
     verify_share: Annotated[
         float, typer.Option(min=0.0, max=100.0, help="Percent of packets to verify for good.")
-    ] = 0.1,
+    ] = _VERIFY_SHARE,
     protect: Annotated[
         list[str] | None, typer.Option(help="ADDRESS:PORT that must not be locked out; repeatable.")
     ] = None,
@@ -92,10 +96,15 @@ def deploy_command(
     state: Annotated[
         Path | None, typer.Option(help="Directory of the journal, default by namespace.")
     ] = None,
+    url: Url = None,
+    token_file: TokenFile = None,
+    ca: Ca = None,
+    cert: Cert = None,
 ) -> None:
     """Shadow, canary or enforce the live iptables rules of this network namespace.
 
-    Where the daemon runs already it goes on from its stage to this one.
+    Where the daemon runs already it goes on from its stage to this one. With --url, and for who is
+    not root, the REST API is asked.
     """
     console = terminal()
     directory = state or state_directory()
@@ -109,6 +118,43 @@ def deploy_command(
     )
     if stage is not Stage.CANARY and not scope.everything:
         raise UsageError(f"--canary… narrows {scope}", hint="add --stage canary")
+    daemon = connect(url, state, token_file, ca, cert)
+    if isinstance(daemon, Remote):
+        refuse_local(
+            {
+                "--backend": backend,
+                "--probe": probe,
+                "--canary-chain": canary_chain,
+                "--early": early,
+                "--xdp": xdp,
+                "--verify-share": verify_share != _VERIFY_SHARE,
+            }
+        )
+        number = confirm_id or secrets.token_hex(4)
+        commit = {"id": number, "seconds": confirm_within}
+        canary = {name: scope.document()[name] for name in ("interfaces", "sources", "share")}
+        change = deploy_by_api(
+            daemon,
+            {
+                "stage": stage,
+                "interfaces": interface or [],
+                "commit": None if confirm_within is None else commit,
+                "canary": canary if stage is Stage.CANARY else None,
+                "gates": gate or [],
+                "waivers": waive or [],
+                "policy": policy,
+                "accept_state_reset": accept_state_reset,
+                "accept_lockout": accept_lockout,
+                "protect": [*own_peers(url), *(protect or ())],
+            },
+            console,
+            dry_run=dry_run,
+        )
+        if dry_run:
+            raise typer.Exit(2 if change else 0)
+        if confirm_within is not None:
+            console.print(f"confirm within {confirm_within:.0f} s: bpfilter confirm {number}")
+        return
     operator = [*own_connections(os.getpid()), *map(protected, protect or ())]
     number = confirm_id or secrets.token_hex(4)
     wanted: dict[str, Any] = {

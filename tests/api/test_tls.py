@@ -119,10 +119,24 @@ def test_the_command_line_works_over_tls_as_far_as_its_role_goes(net: Net, tmp_p
         assert counted.returncode == 0, counted.stderr
         rules = json.loads(counted.stdout)["rules"]
         assert [rule["number"] for rule in rules if rule["chain"] == "INPUT"]
+        deploy = ("deploy", "-i", "v1", "--stage", "enforce", "--gate", "seconds=0")
+        forbidden = bpfilter(*deploy, *url, *token)
+        assert forbidden.returncode == 1 and "role" in forbidden.stderr
+        certified = (*deploy, *url, "--cert", str(tmp_path / "operator.both"))
+        assert bpfilter(*certified, "--dry-run").returncode == 2
+        assert bpfilter(*certified, "--backend", "nft").returncode == 64
+        words = ("--confirm-within", "60", "--confirm-id", "by-url")
+        deployed = bpfilter(*certified, *words)
+        assert deployed.returncode == 0 and "stage enforce" in deployed.stdout, deployed.stderr
+        confirm = ("confirm", "by-url", *url, "--cert", str(tmp_path / "operator.both"))
+        assert bpfilter(*confirm).returncode == 0
+        assert client.get(DEPLOYMENT).json()["stage"] == "enforce"
         refused = bpfilter("rollback", *url, *token)
         assert refused.returncode == 1 and "role" in refused.stderr
         cert = ("--cert", str(tmp_path / "operator.both"))
         assert bpfilter("rollback", *url, *cert).returncode == 0
         trail = client.get("/v1/audit").json()["mutations"]
-        assert [(each["caller"], each["what"]) for each in trail] == [("operator", "rollback")]
+        done = [(each["caller"], each["what"]) for each in trail]
+        changes = ("put deployment", "confirm", "rollback")
+        assert done == [("operator", what) for what in changes]
         assert SECRET not in json.dumps(trail)
