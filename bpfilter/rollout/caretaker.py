@@ -2,9 +2,9 @@
 
 Thousands of rules take seconds to translate and to prove, longer than a lease. What stands was
 proven by the daemon that loaded it, so its lease is renewed as long as everything that the record
-says of it is found unchanged: rules, interfaces, routes, addresses, the program's own template.
-That the rules are those of its generation the program checks for every packet. It drops nothing
-early meanwhile, since nobody looks at the conditions of that.
+says of it is found unchanged: rules, interfaces, routes, addresses, the program's own template. A
+lease that was revoked stays so. It drops nothing early meanwhile, since nobody looks at the
+conditions of that.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ def taking_care(
     links: Mapping[str, int],
     seconds: float,
     say: Callable[[str], object],
-) -> Iterator[None]:
+) -> Iterator[Caretaker]:
     """Renew the lease of the program that `held` these, in a thread, until the context is left.
 
     Nothing is renewed unless all is as the record says, the version of our template included.
+    The lease is revoked at the end unless the caretaker was told to `keep` it.
     """
-    caretaker = _Caretaker(record, held, links, seconds)
+    caretaker = Caretaker(record, held, links, seconds)
     why = caretaker.obstacle()
     if why is None:
         why = caretaker.begin()
@@ -52,7 +53,7 @@ def taking_care(
     else:
         say(f"what stands does not decide while the rules are translated again: {why}")
     try:
-        yield
+        yield caretaker
     finally:
         caretaker.end()
 
@@ -68,7 +69,9 @@ class _Leased:
         self._runtime.cells["valid_until"] = valid_until
 
 
-class _Caretaker:
+class Caretaker:
+    """Of one program; see `taking_care`."""
+
     def __init__(
         self,
         record: Record,
@@ -78,6 +81,8 @@ class _Caretaker:
     ) -> None:
         self._record, self._held, self._links, self._seconds = record, held, links, seconds
         self._runtime: MappedArray | None = None
+        self._lease: Lease | None = None
+        self._kept = False
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
 
@@ -90,13 +95,17 @@ class _Caretaker:
             return "the interfaces are others"
         if record.deadline is not None and time.monotonic_ns() >= record.deadline:
             return "it was not confirmed in time"
-        now = {tables: Fingerprint.of(tables.save()) for tables in all_tables()}
-        if wholes(now) != record.wholes:
-            return "the rules changed"
         return self._changed()
 
     def _changed(self) -> str | None:
-        """What no program sees for itself; cheap enough for every second."""
+        """What a daemon looks at before each renewal.
+
+        The rules too: not every kernel shows their generation to the program, and the address of a
+        legacy table may come back.
+        """
+        now = {tables: Fingerprint.of(tables.save()) for tables in all_tables()}
+        if wholes(now) != self._record.wholes:
+            return "the rules changed"
         numbers = set(pins.pinned_links().values())
         foreign = [
             each
@@ -127,8 +136,11 @@ class _Caretaker:
             self._runtime = MappedArray(descriptor, RUNTIME, 1)
         finally:
             os.close(descriptor)
+        if not int(self._runtime.cells["valid_until"][0]):
+            return "its lease was revoked"
         lease = Lease(_Leased(self._runtime), self._seconds, self._record.deadline)
         lease.renew()
+        self._lease = lease
         # In the network namespace of the thread that starts it.
         self._thread = threading.Thread(target=self._renew, args=(lease,), daemon=True)
         self._thread.start()
@@ -145,10 +157,16 @@ class _Caretaker:
                 return
             lease.renew()
 
+    def keep(self) -> None:
+        """What stands is taken over: it decides on until its successor is in its place."""
+        self._kept = True
+
     def end(self) -> None:
-        """No renewal comes after this; the last one holds until it is over or revoked."""
+        """No renewal comes after this."""
         self._over.set()
         if self._thread is not None:
             self._thread.join()
+        if self._lease is not None and not self._kept:
+            self._lease.revoke()
         if self._runtime is not None:
             self._runtime.close()

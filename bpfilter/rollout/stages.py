@@ -134,11 +134,15 @@ class Rollout:
         held = Program.pinned()
         try:
             links = interfaces.within(self.request.interfaces, found.scope)
-            with taking_care(found, held, links, self.request.lease_seconds, self._report):
+            seconds = self.request.lease_seconds
+            with taking_care(found, held, links, seconds, self._report) as care:
                 prepared = self._prepare()
-            narrowed = prepared.narrowed(found.scope, found.mark)
-            same = found.describes(prepared, narrowed, held) and tuple(links) == found.interfaces
-            same = same and not checks.obstacles(found.mark)
+                narrowed = prepared.narrowed(found.scope, found.mark)
+                same = found.describes(prepared, narrowed, held)
+                same = same and tuple(links) == found.interfaces
+                same = same and not checks.obstacles(found.mark)
+                if same:
+                    care.keep()
         except BpfilterError:
             same = False
         if not same:
