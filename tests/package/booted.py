@@ -91,6 +91,14 @@ def traffic(machine: Machine) -> Iterator[None]:
     assert (int(came), int(leaked)) == (sent, 0)
 
 
+def is_killed_and_taken_over(machine: Machine) -> None:
+    with traffic(machine):
+        machine.call("systemctl kill --kill-whom=main --signal=KILL bpfilterd")
+        machine.until(f'test "$({SHOW} NRestarts)" = 1')
+        reaches(machine, "enforce")
+    assert adopted(machine) == 1
+
+
 class TestWhatIsDeployedOutlivesTheDaemonAndTheMachine:
     KERNEL = "6.12"
     IPTABLES = "nft"
@@ -113,11 +121,7 @@ class TestWhatIsDeployedOutlivesTheDaemonAndTheMachine:
         assert decided(machine) > 0
 
     def test_killed_it_is_started_again_and_takes_over(self, machine: Machine) -> None:
-        with traffic(machine):
-            machine.call("systemctl kill --kill-whom=main --signal=KILL bpfilterd")
-            machine.until(f'test "$({SHOW} NRestarts)" = 1')
-            reaches(machine, "enforce")
-        assert adopted(machine) == 1
+        is_killed_and_taken_over(machine)
 
     def test_after_a_reboot_it_stands_again(self, machine: Machine) -> None:
         machine.reboot()
@@ -197,11 +201,7 @@ class TestLegacyRules:
         assert decided(machine) > 0
 
     def test_killed_it_is_started_again_and_takes_over(self, machine: Machine) -> None:
-        with traffic(machine):
-            machine.call("systemctl kill --kill-whom=main --signal=KILL bpfilterd")
-            machine.until(f'test "$({SHOW} NRestarts)" = 1')
-            reaches(machine, "enforce")
-        assert adopted(machine) == 1
+        is_killed_and_taken_over(machine)
 
     def test_an_edit_is_followed(self, machine: Machine) -> None:
         machine.call("iptables -D INPUT -p udp --dport 5000 -j ACCEPT")

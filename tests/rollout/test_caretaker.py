@@ -216,5 +216,7 @@ def test_what_is_not_as_it_was_left_gets_no_lease(
     left_alone(net, tmp_path / "state")
     change(net, tables, monkeypatch)
     found = []
-    _, said = adopted(net, tmp_path / "state", monkeypatch, lambda: found.append(seen(net, tables)))
-    assert found == [12], said
+    with leased(net) as until:
+        before = until()
+        adopted(net, tmp_path / "state", monkeypatch, lambda: found.append(until()))
+    assert found == [before], "nobody renewed it"
