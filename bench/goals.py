@@ -48,6 +48,9 @@ class Goal:
         return self.measured >= bound if self.rising else self.measured <= bound
 
 
+_ROUNDS = 3
+"""Of a stream; fewer say nothing on a host that others share."""
+
 _STYLES = (("acl", 1.6, 1.4), ("ipc", 2.0, 1.6), ("fw", 3.0, 2.0))
 _NAMES = {"acl": "access-list", "ipc": "chain", "fw": "firewall"}
 
@@ -167,4 +170,4 @@ def _most(values: Iterable[float]) -> float | None:
 
 def _median(values: Sequence[float]) -> float | None:
     ordered = sorted(values)
-    return ordered[len(ordered) // 2] if ordered else None
+    return ordered[len(ordered) // 2] if len(ordered) >= _ROUNDS else None

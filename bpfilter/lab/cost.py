@@ -25,7 +25,7 @@ from bpfilter.compiler.plan import ChainPlan, Plan
 from bpfilter.compiler.sample import Sampler
 from bpfilter.compiler.scope import closure_rules
 from bpfilter.errors import LabError
-from bpfilter.kernel.config import Mode
+from bpfilter.kernel.config import Mode, Reason
 from bpfilter.kernel.program import Classifier, Options
 from bpfilter.lab import conntrack
 from bpfilter.lab.addresses import unroutable
@@ -54,6 +54,7 @@ _TRIES = 20
 _MISSES = 0.1
 _SECONDS, _ROUNDS = 0.15, 5
 _REPEAT, _RUNS, _LEASE = 5_000, 20, 50 * 10**9
+_MOST_SILENT = 0.01
 _LOOPBACK = 1
 """Its index; what BPF_PROG_RUN gives to a program arrives there (net/bpf/test_run.c)."""
 _NO_MAC = bytes(6)
@@ -276,8 +277,7 @@ class _Lab:
             Classifier.load(marking.image, options) as classifier,
             Driver(frames) as driver,
         ):
-            classifier.set_generation(classifier.observe_generation())
-            classifier.set_lease(time.monotonic_ns() + _LEASE)
+            _vouch(host, classifier)
             classifier.set_out_interface(_out(names))
             return driver.measure(classifier.fd, repeat=_REPEAT, rounds=_RUNS).best
 
@@ -291,6 +291,8 @@ class _Lab:
             chain=self._key[1],
             interfaces={device.index: device.name for device in devices},
             marking=marking.mark,
+            leased=True,
+            generation=True,
         )
         with host.topology.firewall.inside():
             classifier = Classifier.load(marking.image, options)
@@ -298,11 +300,32 @@ class _Lab:
             with host.topology.firewall.inside():
                 for device in devices:
                     classifier.attach(device.index)
+            _vouch(host, classifier)
             classifier.set_out_interface(_out(names))
             yield
+            _must_have_spoken(classifier)
         finally:
             with host.topology.firewall.inside():
                 classifier.close()
+
+
+def _vouch(host: LabHost, classifier: Classifier) -> None:
+    """As a daemon does: what is checked of that for each packet is a part of its cost."""
+    with host.topology.firewall.inside():
+        classifier.set_generation(classifier.observe_generation())
+    classifier.set_lease(time.monotonic_ns() + _LEASE)
+
+
+def _must_have_spoken(classifier: Classifier) -> None:
+    """A figure of packets that were left to iptables for want of a lease would be another one's."""
+    punted = classifier.punts()
+    silent = sum(punted.get(reason, 0) for reason in (Reason.LEASE, Reason.GENERATION))
+    every = sum(punted.values()) + sum(classifier.outcomes().values())
+    if silent > _MOST_SILENT * every:
+        raise LabError(
+            f"the program had no right to decide {silent} of {every} packets that were measured",
+            hint="measure again: something edited the lab's rules, or it took too long",
+        )
 
 
 def _best(host: LabHost, driver: Driver) -> float:

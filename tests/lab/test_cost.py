@@ -59,6 +59,14 @@ def test_the_chain_with_more_traffic_is_measured_and_few_packets_say_nothing() -
     assert list(found.curve) == [11] and found.own is None and found.counted == 19
 
 
+def test_a_program_without_a_lease_is_not_what_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cost, "_vouch", lambda _host, _classifier: None)
+    with pytest.raises(LabError, match="no right to decide"):
+        measured(rules("INPUT", 10))
+
+
 def test_ipv6_is_measured_too() -> None:
     text = rules("INPUT", 10).replace("COMMIT", "-A INPUT -s 2001:db8::/32 -j ACCEPT\nCOMMIT")
     assert list(measured(text).curve) == [12]
