@@ -46,10 +46,14 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One changed rule, seconds until the new generation decides: wall time and processor time."""
+    """One changed rule, in seconds: `around`: until programs decide all but what it matches.
+
+    `wall`, `processor`: until the new generation decides everything.
+    """
 
     backend: str
     rules: int
+    around: float
     wall: float
     processor: float
 

@@ -5,6 +5,7 @@
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
+#include "changed.h"
 #include "config.h"
 #include "lease.h"
 #include "maps.h"
@@ -90,6 +91,8 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct packet *
 		return REASON_NOT_LOCAL;
 	if (!in_scope(p))
 		return REASON_SCOPE;
+	if (concerned_by_change(p))
+		return REASON_CHANGED;
 	if (config.mode == MODE_LIVE) {
 		reason = route(skb, p, &forwarded);
 		if (reason)

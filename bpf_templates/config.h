@@ -13,6 +13,7 @@
 #define MAX_STATES     5
 #define MAX_MASKS      8
 #define BLOCK_WORDS    8
+#define MAX_CHANGED    64
 #define MISSING	       0xffffffffu
 #define PUNT_STRIDE    64 /* counts from one CPU to the next */
 #define OUTCOME_STRIDE 16
@@ -118,6 +119,7 @@ enum reason {
 	REASON_NOT_EARLY, /* may be dropped late only: DHCP, options, other protocols, a shared
 			     device */
 	REASON_TRACKED,	  /* conntrack has an entry, or cannot be asked */
+	REASON_CHANGED,	  /* a rule that can match it was changed since the plan */
 	REASONS,
 };
 

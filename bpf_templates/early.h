@@ -15,6 +15,7 @@
 #include <linux/ipv6.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
+#include "changed.h"
 #include "config.h"
 #include "context.h"
 #include "lease.h"
@@ -211,6 +212,8 @@ static __always_inline enum reason decide(context_t *ctx, struct packet *p, stru
 		return REASON_NOT_EARLY;
 	if (!in_scope(p))
 		return REASON_SCOPE;
+	if (concerned_by_change(p))
+		return REASON_CHANGED;
 	if (config.verify_share && (bpf_get_prandom_u32() & 0xffff) < config.verify_share)
 		return REASON_SAMPLED;
 	if (config.mode == MODE_LIVE_INPUT)

@@ -49,7 +49,8 @@ struct runtime {
 	__u32 out_class[SLOTS];
 	__u32 early; /* the early profile's conditions hold: packets may be dropped before netfilter
 		      */
-	__u32 reserved;
+	__u16 changed; /* how many elements of the map `changed` count */
+	__u16 edits;   /* changes with every writing of them */
 	__u64 vouched; /* the program's: at this tick this lease was good */
 };
 

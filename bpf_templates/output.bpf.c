@@ -7,6 +7,7 @@
 #define HOOK_NETFILTER
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
+#include "changed.h"
 #include "classes.h"
 #include "config.h"
 #include "conntrack.h"
@@ -65,6 +66,8 @@ static __always_inline enum reason decide(struct bpf_nf_ctx *ctx, struct packet 
 		return reason;
 	if (!in_scope(p))
 		return REASON_SCOPE;
+	if (concerned_by_change(p))
+		return REASON_CHANGED;
 	reason = p->version == 4 ? classify(ctx, p, j, 0) : classify(ctx, p, j, 2);
 	if (reason)
 		return reason;
@@ -95,6 +98,7 @@ __noinline int remember(struct bpf_nf_ctx *ctx, const struct judgement *j)
 	new.life = LIFE_BEFORE;
 	new.state = j->state;
 	new.bytes = bytes;
+	new.edits = edits_now();
 	for (__u32 i = 0; i < MAX_STATES; i++)
 		new.final[i] = j->final.entries[i];
 	add_tally(TALLY_STORED);

@@ -31,9 +31,9 @@ struct prediction {
 	__u32 final[MAX_STATES];
 	__u8 slot;
 	__u8 life;
-	__u8 state; /* number of the bit */
-	__u8 bytes; /* of the header that are known, from the network header on */
-	__u32 reserved;
+	__u8 state;  /* number of the bit */
+	__u8 bytes;  /* of the header that are known, from the network header on */
+	__u32 edits; /* of `runtime`, when it was made */
 	__u64 header[HEADER_BYTES / 8];
 };
 
@@ -76,6 +76,13 @@ static __always_inline void add_tally(enum tally_name name)
 
 	if (cell)
 		__sync_fetch_and_add(cell, 1);
+}
+
+static __always_inline __u32 edits_now(void)
+{
+	const struct runtime *run = config.leased ? element(&runtime, 0) : 0;
+
+	return run ? run->edits : 0;
 }
 
 static __always_inline __u32 words_of(const __u64 *header)

@@ -181,7 +181,7 @@ static __always_inline int rules_differ(struct net *net, const struct prediction
 {
 	const struct runtime *run = config.generation ? element(&runtime, 0) : 0;
 
-	return run && network_differs(net, p->slot >= 2, run);
+	return run && (run->edits != p->edits || network_differs(net, p->slot >= 2, run));
 }
 
 /* Of a packet that the host drops. What was made here has a route before it has a device; a socket

@@ -44,6 +44,7 @@ __noinline int remember(context_t *ctx, const struct packet *p, __u32 slot, __u3
 	new.node = node;
 	new.slot = slot;
 	new.bytes = bytes;
+	new.edits = edits_now();
 	for (__u32 i = 0; i < MAX_STATES; i++)
 		new.final[i] = final->entries[i];
 	if (device_shared(skb->dev))

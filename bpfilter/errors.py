@@ -119,3 +119,10 @@ class UsageError(BpfilterError):
 
     exit_code = 64
     problem = "usage"
+
+
+class TooMuchEdited(Exception):
+    """Rules were edited in a way that a running program cannot go round; the message says why.
+
+    Never shown by itself: iptables decides alone then, until there is a new plan.
+    """

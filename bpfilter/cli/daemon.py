@@ -25,12 +25,13 @@ from bpfilter.daemon.signals import Signals
 from bpfilter.daemon.standing import Standing
 from bpfilter.errors import UsageError
 from bpfilter.rollout.early import EarlyRequest
+from bpfilter.rollout.ending import Ending
 from bpfilter.rollout.goal import Goal, Policy
 from bpfilter.rollout.guards import Guards, probe_of
 from bpfilter.rollout.journal import Journal, Stage, running, state_directory
 from bpfilter.rollout.lease import LEASE_SECONDS
 from bpfilter.rollout.management import own_connections
-from bpfilter.rollout.service import Ending, Wait, serve
+from bpfilter.rollout.service import Wait, serve
 from bpfilter.rollout.stages import Request
 from bpfilter.ruleset.model import Backend
 from bpfilter.settings import FILE, load

@@ -84,6 +84,8 @@ def print_stage(console: Console, found: Mapping[str, Any]) -> None:
     console.print(f"stage {found['stage']} ({force}){process}")
     if found.get("stage") == Stage.CANARY:
         console.print(f"canary: {escape(found['scope'])}")
+    if found.get("edited"):
+        console.print(f"edited: {escape(str(found['edited']))}; being translated, see `events`")
     if found.get("suspended"):
         console.print(f"suspended: {escape(str(found['suspended']))}")
     if confirm := found.get("confirm"):

@@ -20,11 +20,12 @@ from bpfilter.daemon.signals import Signals
 from bpfilter.errors import BpfilterError
 from bpfilter.rollout import wishes
 from bpfilter.rollout.detail import VERB
+from bpfilter.rollout.ending import Ending, GuardTripped, Unconfirmed
 from bpfilter.rollout.goal import Goal
 from bpfilter.rollout.journal import SERVICE, Answer, Asked, Journal, Stage
 from bpfilter.rollout.pace import Pace
 from bpfilter.rollout.request import Request
-from bpfilter.rollout.service import Ending, GuardTripped, Unconfirmed, serve
+from bpfilter.rollout.service import serve
 from bpfilter.rollout.status import STATUS, off_document
 from bpfilter.rollout.teardown import teardown
 from bpfilter.sd_notify import notify, watchdog_seconds

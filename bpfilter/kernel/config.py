@@ -80,6 +80,7 @@ class Reason(IntEnum):
     RAW = 23
     NOT_EARLY = 24
     TRACKED = 25
+    CHANGED = 26
 
 
 class Axis(ctypes.Structure):
@@ -180,7 +181,8 @@ RUNTIME = np.dtype(
         ("cut", "<u4"),
         ("out_class", "<u4", (SLOTS,)),
         ("early", "<u4"),
-        ("reserved", "<u4"),
+        ("changed", "<u2"),
+        ("edits", "<u2"),
         ("vouched", "<u8"),
     ]
 )

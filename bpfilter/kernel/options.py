@@ -17,6 +17,8 @@ from bpfilter.ruleset.fields import Family
 
 ITERATIONS = 8192
 NOT_EARLY = Early(0)
+SHARED = ("runtime", "addresses", "changed")
+"""Maps that the other programs of a deployment have in common with the one at the interfaces."""
 
 
 class Template(StrEnum):

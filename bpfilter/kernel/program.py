@@ -17,12 +17,14 @@ from types import TracebackType
 
 import numpy as np
 
+from bpfilter.compiler.changed import MAX_CHANGED, Hull
 from bpfilter.compiler.ir import Entry, Function
 from bpfilter.compiler.layout import Outcome
 from bpfilter.compiler.plan import Image, Slot
 from bpfilter.kernel import netfilter, syscall
 from bpfilter.kernel.arrays import MappedArray, fill
 from bpfilter.kernel.attach import AttachKind, Attachment, attach
+from bpfilter.kernel.changed import changed_cells
 from bpfilter.kernel.classes import CLASSES, state_classes
 from bpfilter.kernel.config import (
     COUNT,
@@ -264,6 +266,17 @@ class Classifier:
         """Whether early programs that share `runtime` may drop, from the next packet on."""
         self._runtime.cells["early"] = now
 
+    def set_changed(self, hulls: Sequence[Hull]) -> None:
+        """Leave these packets to the original rules, in place of those that were named before.
+
+        Not to be called under a lease: a packet may meet half of it. What was foretold before is
+        not compared any more.
+        """
+        self._runtime.cells["changed"] = 0
+        self._runtime.cells["edits"] += 1
+        fill(self.map_fd("changed"), changed_cells(hulls))
+        self._runtime.cells["changed"] = len(hulls)
+
     def punts(self) -> dict[Reason, int]:
         """Packets left to the original rules, by reason; reasons that did not occur are absent."""
         totals = self._totals("punts", len(Reason))
@@ -343,6 +356,7 @@ def _size_maps(loaded: BpfObject, contents: Contents, options: Options) -> None:
     _size_interfaces(loaded, _devices(options))
     loaded.set_map("addresses", max_entries=max(2 * len(options.addresses), 1024))
     loaded.set_map("scope", max_entries=len(options.scope_sources))
+    loaded.set_map("changed", max_entries=MAX_CHANGED if options.leased else 1)
     loaded.set_map("trace", max_entries=_record_count(options.trace))
     if options.template in (Template.CLASSIFIER, Template.OUTPUT):
         compared = options.shadow_share > 0 or options.verify_share > 0

@@ -16,6 +16,8 @@ from bpfilter.rollout.trouble import Cause, Trouble
 from bpfilter.rollout.watch import Event, Kind
 from bpfilter.ruleset.model import Backend
 
+_GRAVEST = (Cause.MARKS, Cause.RULESET, Cause.DISPATCH)
+
 
 def moved_links(links: Mapping[str, int]) -> Trouble | None:
     """Whether every interface (name → index) is what it was."""
@@ -83,22 +85,21 @@ def noticed(
     return found
 
 
-def drifted(
-    expected: Mapping[Tables, Fingerprint], unedited: Collection[Backend] = ()
-) -> Trouble | None:
-    """Whether all tables are as they were: the operator's rules, and our chains.
+def read(tables: Iterable[Tables], unedited: Collection[Backend] = ()) -> Mapping[Tables, str]:
+    """The texts of all tables but those of `unedited` backends, whose edits the kernel counts."""
+    return {each: each.save() for each in tables if each.backend not in unedited}
 
-    `unedited`: backends not to be read, for the kernel counts their edits and there was none.
-    """
-    for tables, fingerprint in expected.items():
-        if tables.backend in unedited:
-            continue
-        drift = fingerprint.drift(tables.save())
+
+def drifted(expected: Mapping[Tables, Fingerprint], texts: Mapping[Tables, str]) -> Trouble | None:
+    """Whether these tables are as they were: the operator's rules, and our chains."""
+    found = []
+    for tables, text in texts.items():
+        drift = expected[tables].drift(text)
         if drift:
             cause = Cause.RULESET if drift.ruleset else Cause.DISPATCH
             cause = Cause.MARKS if drift.marks else cause
-            return Trouble(f"{tables.family} iptables-{tables.backend} {drift}", cause)
-    return None
+            found.append(Trouble(f"{tables.family} iptables-{tables.backend} {drift}", cause))
+    return min(found, key=lambda trouble: _GRAVEST.index(trouble.cause), default=None)
 
 
 def obstacles(mark: MarkField) -> Trouble | None:

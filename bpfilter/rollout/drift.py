@@ -13,11 +13,9 @@ from functools import lru_cache
 
 from bpfilter.rollout import ours
 from bpfilter.rollout.mark import WRITERS
+from bpfilter.ruleset.edited import plain
 
-_COMMENT = re.compile(r"^#.*\n?", re.MULTILINE)
-"""iptables-save writes the time into its comments."""
 _WRITES_MARKS = re.compile(rf"-j (?:{'|'.join(sorted(WRITERS))})\b")
-_COUNTERS = re.compile(r"(?:^\[\d+:\d+\] | \[\d+:\d+\]$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class Fingerprint:
     @classmethod
     def of(cls, save: str) -> Fingerprint:
         """The fingerprint of iptables-save text, with or without counters or comments."""
-        return _fingerprint(_COMMENT.sub("", save))
+        return _fingerprint(plain(save))
 
     def drift(self, save: str) -> Drift:
         """Compare the present save text with this fingerprint."""
@@ -66,12 +64,15 @@ class Fingerprint:
 @lru_cache(maxsize=8)
 def _fingerprint(save: str) -> Fingerprint:
     """Kept for the texts that the daemon sees again every second: one per family and backend."""
-    stripped = ours.strip(save)
-    plain = (_COUNTERS.sub("", line) for line in stripped.splitlines())
-    writers = frozenset(line for line in plain if _WRITES_MARKS.search(line))
-    return Fingerprint(_digest(stripped), _digest(save), writers)
+    rules = ours.strip(save)
+    writers = frozenset(line for line in rules.splitlines() if _WRITES_MARKS.search(line))
+    return Fingerprint(_digest(rules), _digest(save), writers)
 
 
-def _digest(save: str) -> str:
-    lines = (_COUNTERS.sub("", line) for line in save.splitlines())
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+def rules_of(save: str) -> str:
+    """The operator's rules in the text of iptables-save: no comments, no counters, not ours."""
+    return ours.strip(plain(save))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -23,7 +23,7 @@ from bpfilter.errors import KernelError, RolloutError, UsageError
 from bpfilter.kernel.attach import TcxLink, attach_first
 from bpfilter.kernel.config import Early, EarlyNow, Mode
 from bpfilter.kernel.generation import Generation
-from bpfilter.kernel.options import Template
+from bpfilter.kernel.options import SHARED, Template
 from bpfilter.kernel.program import Classifier
 from bpfilter.kernel.routing import NO_ROUTING
 from bpfilter.kernel.syscall import link_update
@@ -231,7 +231,7 @@ class EarlyDrops:
                 template=_TEMPLATES[depth],
                 early=early,
                 raw_entries=raw,
-                shared={name: self._classifier.map_fd(name) for name in ("runtime", "addresses")},
+                shared={name: self._classifier.map_fd(name) for name in SHARED},
             )
             program = Classifier.load(early_image(chains), options)
             self._stack.callback(program.close)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from bpfilter.compiler.mark import MarkField
-from bpfilter.errors import RolloutError
 from bpfilter.rollout import host
 from bpfilter.rollout.drift import Fingerprint
 from bpfilter.rollout.prepare import Prepared
@@ -20,15 +20,16 @@ def install(
 ) -> tuple[Mapping[Tables, Fingerprint], Mapping[Tables, Standing]]:
     """One transaction per family, none where the same stands already.
 
-    Returns what all tables and ours in them are now; `made`: what an earlier call returned.
-    RolloutError if the operator's rules are not those that were translated; our chains stand then,
-    for the caller to remove.
+    Returns what all tables should be now, ours as they stand and the operator's as they were
+    translated, and ours in them. `made`: what an earlier call returned.
     """
     rulesets = prepared.rulesets.values()
-    translated = bool(host.native_nft()) or host.may_translate(rulesets)
+    may_translate = bool(host.native_nft()) or host.may_translate(rulesets)
     saves = {tables: tables.save() for tables in prepared.fingerprints}
     dispatches = {
-        prepared.tables[family]: prepared.dispatch(family, mark, interfaces, translated=translated)
+        prepared.tables[family]: prepared.dispatch(
+            family, mark, interfaces, translated=may_translate
+        )
         for family in prepared.plans
     }
     for tables in prepared.tables.values():
@@ -40,9 +41,8 @@ def install(
         if edited:
             saves[tables] = tables.save()
     now = {tables: Fingerprint.of(save) for tables, save in saves.items()}
-    for tables, fingerprint in now.items():
-        if fingerprint.ruleset != prepared.fingerprints[tables].ruleset:
-            raise RolloutError(
-                f"the {tables.family} rules changed while they were translated", hint="try again"
-            )
-    return now, {t: Standing.of(save, dispatches.get(t)) for t, save in saves.items()}
+    translated_from = prepared.fingerprints
+    expected = {
+        tables: replace(translated_from[tables], whole=found.whole) for tables, found in now.items()
+    }
+    return expected, {t: Standing.of(save, dispatches.get(t)) for t, save in saves.items()}

@@ -96,6 +96,26 @@ def heads(save: str) -> Mapping[str, Sequence[str]]:
     return {name: top for name, top in tops.items() if top}
 
 
+def above(save: str) -> Mapping[str, Sequence[str]]:
+    """The operator's rules that stand above a jump of ours, in the chains that have one."""
+    found = _chains(save)
+    tops: dict[str, Sequence[str]] = {}
+    for name, rules in found.rules.items():
+        jumps = [place for place, rule in enumerate(rules) if _target(rule) in found.ours]
+        if name not in found.ours and jumps:
+            top = rules[: jumps[-1]]
+            tops[name] = [rule for rule in top if _target(rule) not in found.ours]
+    return tops
+
+
+def jumps(save: str) -> Mapping[str, Sequence[str]]:
+    """The rules by which the operator's chains jump to ours, wherever they stand."""
+    found: dict[str, list[str]] = {}
+    for name, rule in leftovers(save).jumps:
+        found.setdefault(name, []).append(rule)
+    return found
+
+
 @lru_cache(maxsize=4)
 def strip(save: str) -> str:
     """The text of iptables-save without our chains and the rules that jump to them."""

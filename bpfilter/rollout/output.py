@@ -13,7 +13,7 @@ from contextlib import ExitStack
 
 from bpfilter.compiler.plan import Image
 from bpfilter.kernel.config import Mode
-from bpfilter.kernel.options import Options, Template
+from bpfilter.kernel.options import SHARED, Options, Template
 from bpfilter.kernel.output import OutputLinks, plain_drops
 from bpfilter.kernel.program import Classifier
 from bpfilter.rollout.shadow import Bounds
@@ -21,7 +21,6 @@ from bpfilter.rollout.watching import Watch
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import RuleRef
 
-_MAPS = ("runtime", "addresses")
 _SHARED = (
     "native nft has a chain beside filter OUTPUT, which must see what OUTPUT drops: iptables alone"
     " decides there"
@@ -66,7 +65,7 @@ class Output:
                         early=options.early,
                         raw_tables=options.raw_tables,
                         template=Template.OUTPUT,
-                        shared={name: main.map_fd(name) for name in _MAPS},
+                        shared={name: main.map_fd(name) for name in SHARED},
                     ),
                 )
             )

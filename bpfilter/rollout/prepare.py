@@ -21,7 +21,7 @@ from bpfilter.rollout import ours
 from bpfilter.rollout.apart import apart
 from bpfilter.rollout.comparison import RuleKey
 from bpfilter.rollout.dispatch import Dispatch, merge, render
-from bpfilter.rollout.drift import Fingerprint
+from bpfilter.rollout.drift import Fingerprint, rules_of
 from bpfilter.rollout.notices import OUTPUT as OUTPUT_NOTICE
 from bpfilter.rollout.notices import notices
 from bpfilter.rollout.scope import Scope
@@ -66,6 +66,8 @@ class Prepared:
     outputs: Mapping[Family, Plan] = field(default_factory=dict)
     """filter OUTPUT, which no mark can reach: a program of its own judges it."""
     output: Image | None = None
+    texts: Mapping[Tables, str] = field(default_factory=dict)
+    """What was translated, and the rules beside it, as `drift.rules_of` gives them."""
 
     @property
     def rulesets(self) -> Mapping[Family, Ruleset]:
@@ -240,6 +242,7 @@ def _prepare(
         tuple(kept),
         outputs,
         _output(outputs),
+        {each: rules_of(save) for each, save in texts.items()},
     )
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
+from bpfilter.compiler.changed import Hull
 from bpfilter.compiler.layout import Outcome
 from bpfilter.compiler.mark import MarkField
 from bpfilter.compiler.plan import ChainPlan, Image
@@ -295,6 +296,14 @@ class Program:
             self.output.share_filter("output" in shared)
         self._classifier.set_generation(generation)
         self.generation = generation
+
+    def punt(self, hulls: Sequence[Hull]) -> None:
+        """Leave these packets to iptables, in place of those that were named before.
+
+        It decides nothing until its lease is renewed, so that no packet meets half of them.
+        """
+        self.set_lease(0)
+        self._classifier.set_changed(hulls)
 
     def refresh_addresses(self) -> bool:
         """Tell the program the host's local addresses of now; true if they had changed.

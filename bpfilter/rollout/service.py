@@ -1,7 +1,8 @@
 """The daemon's work: reach the wanted stage, vouch for it every second, follow changes.
 
 What a killed daemon left is taken over if it is whole, else undone. Drift is followed by swapping
-generations; iptables decides alone meanwhile. Requests of the command line come by the journal.
+generations: the program goes round an edit of few rules meanwhile, else iptables decides alone.
+Requests of the command line come by the journal.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from enum import StrEnum
 
 from bpfilter.errors import BpfilterError, RolloutError
 from bpfilter.rollout import detail, enforced, ours, wishes
 from bpfilter.rollout.apart import give_back
 from bpfilter.rollout.comparison import unjudged
+from bpfilter.rollout.ending import Ending, GuardTripped, Unconfirmed
 from bpfilter.rollout.gates import Gate, judge
 from bpfilter.rollout.goal import Goal, Policy, Report, Settled, nobody
 from bpfilter.rollout.guards import Probe
@@ -22,8 +23,10 @@ from bpfilter.rollout.interfaces import follows
 from bpfilter.rollout.journal import Answer, Asked, Journal, Stage
 from bpfilter.rollout.lease import RENEW_SECONDS, SECOND
 from bpfilter.rollout.management import refuse_losses
+from bpfilter.rollout.meanwhile import Meanwhile
 from bpfilter.rollout.notices import refuse_resets
 from bpfilter.rollout.pace import FIRST, Pace
+from bpfilter.rollout.planner import Planner
 from bpfilter.rollout.prepare import Prepared
 from bpfilter.rollout.record import boot_id
 from bpfilter.rollout.stages import Request, Rollout
@@ -46,28 +49,6 @@ Wait = Callable[[float, Sequence[int]], bool]
 """Waits so many seconds, or until a descriptor can be read; true if the process is to stop."""
 
 
-class Unconfirmed(RolloutError):
-    """Nobody confirmed the stage in time; it was rolled back."""
-
-
-class GuardTripped(RolloutError):
-    """A guard ended the stage; `cause` says which."""
-
-    def __init__(self, trouble: Trouble) -> None:
-        super().__init__(
-            f"rolled back: {trouble}",
-            hint="`bpfilter status` has the events; deploy when it is mended",
-        )
-        self.cause = trouble.cause
-
-
-class Ending(StrEnum):
-    """Why serving ended without an error."""
-
-    STOPPED = "stopped"
-    CANCELLED = "cancelled"
-
-
 def serve(
     request: Request,
     goal: Goal,
@@ -88,7 +69,7 @@ def serve(
             while True:
                 if (ending := service.step()) is not None:
                     return ending
-                if wait(POLL_SECONDS, watcher.files):
+                if wait(POLL_SECONDS, [*watcher.files, service.planner.file]):
                     journal.event(Cause.STOPPED, "bpfilterd was told to stop")
                     return Ending.STOPPED
         except BpfilterError as error:
@@ -128,6 +109,9 @@ class Service:
         self._detail = detail.Publisher()
         self._follows = follows(rollout.request.interfaces)
         self._waivers = goal.waivers
+        self.planner = Planner()
+        self._planned: Meanwhile | None = None
+        self._plan_at: float | None = None
 
     def begin(self) -> None:
         """Own the journal; take over what stands here, or undo it. Raises Unconfirmed."""
@@ -156,7 +140,7 @@ class Service:
         late = pending is not None and time.monotonic_ns() >= pending["deadline"]
         asked_again = self.goal.confirm_within is not None
         if pending is not None and late and asked_again and pending["id"] == self.goal.confirm_id:
-            raise _unconfirmed()
+            raise Unconfirmed
         journal.put(PENDING, None)
         if not self._is_confirmed:
             journal.put(CONFIRMED, None)
@@ -172,6 +156,7 @@ class Service:
         """End what runs beside the loop; whoever deploys next has to confirm again."""
         with self._journal.undoing():
             self._journal.put(CONFIRMED, None)
+        self.planner.close()
         if self._probe is not None:
             self._probe.close()
 
@@ -182,10 +167,11 @@ class Service:
                 return ending
         now = time.monotonic()
         if self.rollout.stage is Stage.OFF and self._overdue():
-            raise _unconfirmed()
+            raise Unconfirmed
         self._watcher.watch(self.rollout.links.values())
         events = self._watcher.drain()
         self._react(events, now)
+        self.rollout.follows = self.goal.policy is Policy.FOLLOW
         if now < self._not_before or self._held:
             return None
         try:
@@ -199,6 +185,7 @@ class Service:
             elif now >= self._next_tick or self.rollout.edited():
                 self._next_tick, self._ticked = now + RENEW_SECONDS, now
                 self._tick()
+            self._catch_up()
         except (Unconfirmed, GuardTripped):
             raise
         except BpfilterError as error:
@@ -259,11 +246,14 @@ class Service:
     def _tick(self) -> None:
         deciding = self.rollout.stage.decides
         trouble = self._probe.check() if self._probe is not None and deciding else None
+        before = self.rollout.behind
         trouble = trouble or self.rollout.tick()
         if trouble is not None:
             self._handle(trouble)
         elif self.rollout.stage.before(self.goal.stage):
             self._advance()
+        if trouble is None and self.rollout.behind not in (None, before):
+            self._event(Cause.RULESET, str(self.rollout.behind))
         self._publish()
 
     def _handle(self, trouble: Trouble) -> None:
@@ -272,7 +262,7 @@ class Service:
             self.rollout.rollback()
             self._event(trouble.cause, f"{trouble}: rolled back to off")
             if trouble.cause is Cause.UNCONFIRMED:
-                raise _unconfirmed()
+                raise Unconfirmed
             raise GuardTripped(trouble)
         if trouble.cause in (Cause.MARKS, Cause.HOST):
             # Whoever writes our bits after the program did could forge what the dispatch obeys.
@@ -285,10 +275,33 @@ class Service:
         self._suspended = trouble
         self._pause(trouble.cause, f"suspended: {trouble}")
 
-    def _follow(self) -> None:
+    def _catch_up(self) -> None:
+        """Plan beside the loop what the program goes round, then go over to that plan."""
+        edited, now = self.rollout.behind, time.monotonic()
+        if edited is None or self._suspended is not None:
+            self.planner.drop()
+            self._plan_at = None
+            return
+        if self.planner.idle:
+            if self._plan_at is None:
+                self._plan_at = now + self._pace.after(Cause.RULESET, now)
+            if now >= self._plan_at:
+                self._planned, self._plan_at = edited, None
+                self.planner.start(self.rollout.preparation())
+        try:
+            plan = self.planner.take()
+        except BpfilterError:
+            if edited is self._planned:
+                raise
+            return  # it was edited again while it was read
+        if plan is not None:
+            self._follow(plan)
+
+    def _follow(self, plan: Prepared | None = None) -> None:
         """A new generation in the same stage, of the rules as they are now."""
         began, before = time.monotonic(), self.rollout.prepared
-        after = self.rollout.swap()
+        self.planner.drop()
+        after = self.rollout.swap(plan)
         self._suspended = None
         if before is not None:
             kept = still_meant(self._waivers, before.rulesets, after.rulesets)
@@ -434,10 +447,3 @@ def _rest() -> None:
     """Keep nothing for long that only stage changes need."""
     ours.forget_texts()
     give_back()
-
-
-def _unconfirmed() -> Unconfirmed:
-    return Unconfirmed(
-        "the stage was not confirmed in time and was rolled back",
-        hint="deploy again and run `bpfilter confirm ID` before the time is over",
-    )

@@ -10,14 +10,14 @@ decide. Rolling back: the reverse. A stage that nobody confirms ends in the kern
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from bpfilter.compiler.mark import MarkField
 from bpfilter.errors import BpfilterError, RolloutError
 from bpfilter.kernel.attach import Attachment
 from bpfilter.kernel.config import Reason
-from bpfilter.kernel.generation import Generation
 from bpfilter.rollout import checks, host, interfaces, record
 from bpfilter.rollout.caretaker import taking_care
 from bpfilter.rollout.comparison import Comparison
@@ -28,6 +28,7 @@ from bpfilter.rollout.install import install
 from bpfilter.rollout.journal import Journal, Stage
 from bpfilter.rollout.lease import Lease
 from bpfilter.rollout.mark import choose, ruleset_uses
+from bpfilter.rollout.meanwhile import Meanwhile
 from bpfilter.rollout.prepare import Known, Prepared, prepare
 from bpfilter.rollout.program import Program
 from bpfilter.rollout.record import Record
@@ -37,13 +38,13 @@ from bpfilter.rollout.shadow import Bounds, ShadowReport, compare
 from bpfilter.rollout.tables import Standing, Tables
 from bpfilter.rollout.totals import AllTotals, RuleName
 from bpfilter.rollout.trouble import Cause, Trouble
+from bpfilter.rollout.vouching import Vouching
 from bpfilter.rollout.waivers import Waiver
 from bpfilter.rollout.watch import Event
 from bpfilter.rollout.watching import by_counters
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
 
-_HOST_TICKS = 5
 _GRACE_SECONDS = 0.05
 """Marked packets that are between TC and filter when marking stops get through in this time."""
 
@@ -58,6 +59,8 @@ class Rollout:
         self.waivers: tuple[Waiver, ...] = ()
         self.watched = False
         """Whether somebody calls `noticed` and `look_again` with all that a `Watcher` sees."""
+        self.follows = False
+        """Whether somebody calls `swap` soon when rules are `behind`."""
         self.prepared: Prepared | None = None
         self.mark: MarkField | None = None
         self.lease: Lease | None = None
@@ -66,12 +69,12 @@ class Rollout:
         self._program: Program | None = None
         self.links: Mapping[str, int] = {}
         self._expected: Mapping[Tables, Fingerprint] = {}
+        self._vouching: Vouching | None = None
         self._made: Mapping[Tables, Standing] = {}
         self._counted_from: Mapping[Family, Ruleset] = {}
         self.since = 0.0
         self._revoked = 0.0
         self._totals = AllTotals()
-        self._ticks = 0
         self._known = Known()
 
     def __enter__(self) -> Rollout:
@@ -101,10 +104,11 @@ class Rollout:
         """
         self._cut_over(Stage.ENFORCE, Scope(), confirm_within)
 
-    def swap(self) -> Prepared:
+    def swap(self, prepared: Prepared | None = None) -> Prepared:
         """Stay in the stage with what the rules are now: iptables decides alone meanwhile.
 
-        A deadline that nobody met goes on. RolloutError leaves it off; ProofFailed as well.
+        `prepared`: they were translated already, by `preparation`. A deadline that nobody met goes
+        on. RolloutError leaves it off; ProofFailed as well.
         """
         stage, scope = self.stage, self.scope
         deadline = None if self.lease is None else self.lease.deadline
@@ -112,7 +116,7 @@ class Rollout:
             raise RolloutError("nothing is deployed", hint="start with the shadow stage")
         self._revoke()
         with self._all_or_nothing():
-            prepared = self._prepare()
+            prepared = prepared or self._prepare()
             if prepared.backend is not self.prepared.backend:
                 raise RolloutError(
                     f"the rules moved to iptables-{prepared.backend}", hint="deploy again"
@@ -122,6 +126,18 @@ class Rollout:
             mark = self._choose_mark(prepared) if stage.decides else None
             self._replace(prepared, stage, scope, mark, deadline)
         return prepared
+
+    @property
+    def behind(self) -> Meanwhile | None:
+        """What was edited since it was translated, if the program goes round that: swap soon."""
+        return None if self._vouching is None else self._vouching.behind
+
+    def preparation(self) -> Callable[[], Prepared]:
+        """Translates the rules as they are when it is called; in a thread of this namespace too."""
+        asked = self.request
+        return partial(
+            prepare, asked.backend, chains=asked.chains, force=asked.force, known=self._known
+        )
 
     def adopt(self) -> bool:
         """Take over what a daemon that ended left standing, if it is whole and still the rules'.
@@ -168,12 +184,15 @@ class Rollout:
 
     def tick(self) -> Trouble | None:
         """Check everything, then renew the lease. Otherwise revoke it and say why."""
+        before = self.behind
         reason = self._trouble()
         if self.lease is None or self._program is None:
             return reason
         if reason is None:
             for sentence in self._program.refresh():
                 self._report(sentence)
+                self._write_record()
+            if self.behind is not before:
                 self._write_record()
             self._program.vouch_early()
             self.lease.renew()
@@ -183,7 +202,8 @@ class Rollout:
 
     def look_again(self) -> None:
         """Something on the host changed: the next tick looks at everything that marks rest on."""
-        self._ticks = _HOST_TICKS - 1
+        if self._vouching is not None:
+            self._vouching.look_again()
 
     def noticed(self, events: Sequence[Event]) -> Trouble | None:
         """Revoke the lease at once if these events mean that the program may not go on."""
@@ -273,8 +293,7 @@ class Rollout:
 
     def _prepare(self) -> Prepared:
         with self._journal.step("plan"):
-            asked = self.request
-            return prepare(asked.backend, chains=asked.chains, force=asked.force, known=self._known)
+            return self.preparation()()
 
     def _cut_over(self, stage: Stage, scope: Scope, confirm_within: float | None) -> None:
         prepared = self.prepared
@@ -356,9 +375,12 @@ class Rollout:
     ) -> None:
         """Start the lease, if what was translated is still what is there."""
         program = self._program
-        if program is None:
+        if program is None or self.prepared is None:
             raise RolloutError("nothing is loaded", hint="try again")
         self.lease = Lease(program, self.request.lease_seconds, deadline)
+        held = self.prepared, self.links, self.scope, self.mark
+        made = self._expected, self._made
+        self._vouching = Vouching(program, *held, *made, self.request, self._report, self._journal)
         program.accept(program.observe())  # of our own edits; what follows sees any other
         if (trouble := self._trouble(thorough=True)) is not None:
             raise RolloutError(f"{trouble} during the stage change", hint="try again")
@@ -372,10 +394,12 @@ class Rollout:
             self.lease.renew()
 
     def _write_record(self) -> None:
-        program = self._program
+        program, vouching = self._program, self._vouching
         if self.mark is None or self.prepared is None or self.lease is None or program is None:
             return
-        generation = self.prepared, self.stage, self.scope, self.mark, self._expected
+        if vouching is None:
+            return
+        generation = self.prepared, self.stage, self.scope, self.mark, vouching.expected
         Record.of(*generation, program, self.lease.deadline).write(self._journal)
 
     def _enter(self, stage: Stage) -> None:
@@ -406,7 +430,7 @@ class Rollout:
             self._totals.keep(self.prepared, self._program.all_counts(), self.stage.decides)
 
     def _stop(self) -> None:
-        self.lease = None
+        self.lease = self._vouching = None
         if self._program is not None:
             self._keep_totals()
             with self._journal.step("detach"):
@@ -415,36 +439,10 @@ class Rollout:
 
     def _trouble(self, *, thorough: bool = False) -> Trouble | None:
         """Why the program may not go on; `thorough`: also read what the kernel calls unedited."""
-        program = self._program
-        if self.lease is None or program is None:
+        if self.lease is None or self._vouching is None:
             return Trouble("nothing is loaded", Cause.HOST)
         if self.lease.seconds_left == 0:
             return Trouble("the stage was not confirmed in time", Cause.UNCONFIRMED)
-        self._ticks += 1
-        if self._ticks % _HOST_TICKS == 0 or not self.watched:
-            links = checks.links(self.request.interfaces, self.scope, self.links)
-            if found := links or checks.programs(program, self.mark is not None):
-                return found
-        program.poll()
-        if self.mark is not None and (found := program.inspect(self.request.guards, self.waivers)):
-            return found
-        generation = program.observe()
-        drifted = checks.drifted(self._expected, () if thorough else program.unedited(generation))
-        return drifted or self._host_trouble(generation) or self._follow(generation)
-
-    def _host_trouble(self, generation: Generation) -> Trouble | None:
-        """What only matters to marks, looked at now and then and after any edit of rules."""
-        edited = self._program is not None and generation != self._program.generation
-        if self.mark is None or not (edited or self._ticks % _HOST_TICKS == 0):
-            return None
-        return checks.obstacles(self.mark)
-
-    def _follow(self, generation: Generation) -> Trouble | None:
-        """Accept a generation under which the rules were just found unchanged."""
-        if self._program is None or generation == self._program.generation:
-            return None
-        if self._program.observe() != generation:
-            return Trouble("the kernel's rules are being changed", Cause.RULESET)
-        self._program.accept(generation)
-        self._report("the kernel's rules were edited, ours and those we translated are the same")
-        return None
+        return self._vouching.trouble(
+            self.waivers, everything=not self.watched, thorough=thorough, goes_on=self.follows
+        )

@@ -1,9 +1,10 @@
 """Foreign edits while enforcing: the next packet gets the new verdict, and soon we decide again.
 
 After each edit a packet that it concerns is sent at once, and one behind it that is always
-accepted: when that one has arrived, the first one was judged. In force again is what moves the
-counter of our own jump. The daemon's part (look at the generation, swap) is done here, in the
-rhythm of its polling.
+accepted: when that one has arrived, the first one was judged; the same again while the program goes
+round the edited rule, and under the new plan. In force again is what moves the counter of our own
+jump. The daemon's part (look at the generation, plan beside that, swap) is done here, in the rhythm
+of its polling.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bpfilter.rollout.journal import Journal, Stage
+from bpfilter.rollout.planner import Planner
 from bpfilter.rollout.service import POLL_SECONDS
 from bpfilter.rollout.stages import Request, Rollout
 from bpfilter.rollout.watch import Watcher
+from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
 from tests.chaos.book import SECOND, Kind, Tally
 from tests.chaos.namespaces import entered
@@ -37,7 +40,8 @@ class Edited:
     """What so many edits came to. Times in seconds from the return of the editing command.
 
     `judged`: until a packet sent after it was seen to have had the new verdict; `late`: packets
-    sent after it that still had the old one; `back`: until the new plan decided.
+    sent after it that still had the old one; `round`: until the program decided again all but what
+    the edited rule can match; `back`: until the new plan decided.
     """
 
     world: str
@@ -45,6 +49,7 @@ class Edited:
     edits: int = 0
     late: int = 0
     judged: list[float] = field(default_factory=list)
+    round: list[float] = field(default_factory=list)
     back: list[float] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
 
@@ -56,7 +61,8 @@ class Edited:
         return (
             f"{self.world}, {self.rules} rules, {self.edits} edits: {self.tally}\n"
             f"  {self.late} packets sent after an edit's return had the old verdict; verdict seen"
-            f" after {spread(self.judged)}; new plan in force after {spread(self.back)}"
+            f" after {spread(self.judged)}; the program decides again after {spread(self.round)};"
+            f" new plan in force after {spread(self.back)}"
         )
 
 
@@ -69,19 +75,20 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 @contextmanager
-def _enforcing(world: World) -> Iterator[tuple[Rollout, Watcher]]:
+def _enforcing(world: World) -> Iterator[tuple[Rollout, Watcher, Planner]]:
     request = Request(world.interfaces, Backend(world.backend), lease_seconds=30.0)
     with tempfile.TemporaryDirectory(prefix="bpfilter-edits-") as directory:
         journal = Journal(Path(directory) / "state")
         with (
             entered(world.fw),
             Watcher() as watcher,
+            closing(Planner()) as planner,
             Rollout(request, journal, lambda _: None) as rollout,
         ):
-            rollout.watched = True
+            rollout.watched = rollout.follows = True
             rollout.shadow()
             rollout.enforce()
-            yield rollout, watcher
+            yield rollout, watcher, planner
         journal.remove()
 
 
@@ -100,38 +107,56 @@ def edits(backend: str, count: int, *, router: bool, filler: int, seed: int, rat
 def _one(
     world: World,
     traffic: Traffic,
-    deciding: tuple[Rollout, Watcher],
+    deciding: tuple[Rollout, Watcher, Planner],
     rng: random.Random,
     result: Edited,
 ) -> None:
-    rollout, watcher = deciding
+    rollout, watcher, planner = deciding
     watcher.drain()
     family, _ = world.edit(rng)
     returned = time.monotonic_ns()
     result.edits += 1
-    verdicts = world.rules[family].verdicts()
     chain, port = rng.choice(world.rules[family].chains), rng.choice(CHANGING)
-    wanted = verdicts[Kind(chain, family, name_of(port))]
-    while True:
-        probe = traffic.probe(chain, family, port, name_of(port))
-        fence = _arrived(world, traffic.probe(chain, family, *_FENCE))
-        if (world.book.arrival(probe) > 0) == wanted:
-            break
-        result.late += 1
-    result.judged.append((fence - returned) / SECOND)
+    probed = world, traffic, Kind(chain, family, name_of(port)), port, result
+    result.judged.append((_judged(*probed) - returned) / SECOND)
     select.select(watcher.files, [], [], rng.random() * POLL_SECONDS)
     with entered(world.fw):
         while not rollout.edited():
             select.select(watcher.files, [], [], POLL_SECONDS)
             watcher.drain()
-        rollout.tick()
-        rollout.swap()
+        trouble = rollout.tick()
+        assert trouble is None and rollout.behind is not None, trouble
+        planner.start(rollout.preparation())
+    result.round.append((_decided(world, traffic, family) - returned) / SECOND)
+    _judged(*probed)
+    with entered(world.fw):
+        while (plan := planner.take()) is None:
+            select.select([*watcher.files, planner.file], [], [], POLL_SECONDS)
+            watcher.drain()
+        rollout.swap(plan)
+    result.back.append((_decided(world, traffic, family) - returned) / SECOND)
+    assert rollout.stage is Stage.ENFORCE and rollout.behind is None
+    _judged(*probed)
+
+
+def _judged(world: World, traffic: Traffic, kind: Kind, port: int, result: Edited) -> int:
+    """When a packet of this kind was seen to have the verdict of the rules as they are now."""
+    wanted = world.rules[kind.family].verdicts()[kind]
+    while True:
+        probe = traffic.probe(kind.chain, kind.family, port, kind.name)
+        fence = _arrived(world, traffic.probe(kind.chain, kind.family, *_FENCE))
+        if (world.book.arrival(probe) > 0) == wanted:
+            return fence
+        result.late += 1
+
+
+def _decided(world: World, traffic: Traffic, family: Family) -> int:
+    """When a packet was seen to be decided by the program."""
     before = world.decided()
     _arrived(world, traffic.probe("INPUT", family, *_FENCE))
-    back = time.monotonic_ns()
-    assert rollout.stage is Stage.ENFORCE
-    assert world.decided() > before, "the program does not decide after a swap"
-    result.back.append((back - returned) / SECOND)
+    now = time.monotonic_ns()
+    assert world.decided() > before, "the program does not decide"
+    return now
 
 
 def _arrived(world: World, number: int) -> int:

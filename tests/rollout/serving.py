@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
+from bpfilter.rollout.ending import Ending
 from bpfilter.rollout.gates import Gates
 from bpfilter.rollout.goal import Goal
 from bpfilter.rollout.journal import Answer, Journal, Stage
-from bpfilter.rollout.service import Ending, Wait, serve
+from bpfilter.rollout.service import Wait, serve
 from bpfilter.rollout.stages import Request
 from tests.rollout.network import Net, entered
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from bpfilter.rollout.ending import Ending, Unconfirmed
 from bpfilter.rollout.goal import Goal
 from bpfilter.rollout.journal import Journal, Stage
-from bpfilter.rollout.service import Ending, Unconfirmed
 from bpfilter.rollout.teardown import remains
 from bpfilter.ruleset.model import Backend
 from tests.rollout.killing import serve_and_die
@@ -29,7 +29,7 @@ LATER = "-A SERVICES -p udp -m udp --dport 4004 -j ACCEPT"
 WAY = (
     *("plan", "load", "attach", "lease"),
     *("load", "dispatch", "attach", "lease"),
-    *("plan", "load", "dispatch", "attach", "lease"),
+    *("go round", "load", "dispatch", "attach", "lease"),
     *("remove dispatch", "detach"),
 )
 STEPS = [pytest.param(n, id=f"{n}-{name}") for n, name in enumerate(WAY, 1)]

@@ -16,8 +16,8 @@ import pytest
 
 from bpfilter.kernel.syscall import bpf
 from bpfilter.kernel.xdp import XdpMode, attach_xdp
+from bpfilter.rollout.ending import Ending
 from bpfilter.rollout.journal import Journal, Stage
-from bpfilter.rollout.service import Ending
 from bpfilter.rollout.trouble import Cause
 from bpfilter.ruleset.model import Backend
 from tests.rollout.network import PEER4, Iptables, Net, call, entered

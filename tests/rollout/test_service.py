@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from bpfilter.errors import RolloutError
+from bpfilter.rollout.ending import Ending, GuardTripped, Unconfirmed
 from bpfilter.rollout.gates import Gates
 from bpfilter.rollout.goal import Goal, Policy
 from bpfilter.rollout.guards import Guards, ProbeCommand
 from bpfilter.rollout.journal import Journal, Stage
 from bpfilter.rollout.management import Connection
 from bpfilter.rollout.scope import Scope
-from bpfilter.rollout.service import Ending, GuardTripped, Unconfirmed
 from bpfilter.rollout.teardown import remains
 from bpfilter.rollout.trouble import Cause
 from bpfilter.ruleset.model import Backend
