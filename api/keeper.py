@@ -46,12 +46,12 @@ class Keeper:
     """One network namespace's daemon, there or not."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._wish = secrets.token_hex(8)
 
     def deployment(self) -> Deployment:
         """The present deployment; stage off where no daemon runs."""
-        found = running(self._directory)
+        found = running(self.directory)
         wish = self._last_wish()  # first: a later one may then seem unseen, never the reverse
         document = dict(self._document(STATUS)) if found is not None else {}
         document = {"stage": str(Stage.OFF), "goal": str(Stage.OFF), **document}
@@ -64,7 +64,7 @@ class Keeper:
     def check(self, goal: Mapping[str, Any], interfaces: Sequence[str]) -> None:
         """What `deploy` checks first; UsageError or ApiError. Changes nothing."""
         found = Goal.of(goal)
-        if found.stage is Stage.OFF or interfaces or running(self._directory) is not None:
+        if found.stage is Stage.OFF or interfaces or running(self.directory) is not None:
             return
         raise ApiError(
             HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -84,19 +84,19 @@ class Keeper:
         if Goal.of(goal).stage is Stage.OFF:
             return self.rollback()
         wish = {**goal, "request": {"interfaces": list(interfaces) or None}}
-        if running(self._directory) is not None:
+        if running(self.directory) is not None:
             asked = wish if seen is None else wishes.based_on(wish, seen)
-            answer = ask(self._directory, "goal", asked)
+            answer = ask(self.directory, "goal", asked)
         else:
             words = [word for name in interfaces for word in ("--interface", name)]
-            start_daemon(self._directory, [*words, "--goal", json.dumps(goal)])
+            start_daemon(self.directory, [*words, "--goal", json.dumps(goal)])
             answer = Answer(True, "bpfilterd was started")
         self._wish = hashlib.sha256(json.dumps(wish, sort_keys=True).encode()).hexdigest()
         return answer
 
     def detail(self) -> Document:
         """What the daemon knows rule by rule; RolloutError where none runs."""
-        return dict(ask_detail(self._directory))
+        return dict(ask_detail(self.directory))
 
     def pending(self, number: str) -> None:
         """RolloutError unless a commit of that id waits for its confirmation."""
@@ -114,19 +114,19 @@ class Keeper:
 
     def confirm(self, number: str) -> Answer:
         """Confirm a commit by its id; RolloutError if it is too late or unknown."""
-        return ask(self._directory, "confirm", {"id": number})
+        return ask(self.directory, "confirm", {"id": number})
 
     def rollback(self) -> Answer:
         """Back to off; done at once where nothing is deployed."""
         self._wish = "off"
-        if running(self._directory) is None:
+        if running(self.directory) is None:
             return Answer(True, "off: nothing is deployed")
-        return ask(self._directory, "rollback", {})
+        return ask(self.directory, "rollback", {})
 
     def events(self, after: int = 0) -> Sequence[tuple[int, Event]]:
         """Events with their numbers, those behind `after`."""
         try:
-            with Journal(self._directory, create=False) as journal:
+            with Journal(self.directory, create=False) as journal:
                 return [(e.number, e) for e in journal.events() if e.number > after]
         except GONE:
             return []
@@ -134,30 +134,30 @@ class Keeper:
     def steps(self) -> Sequence[Step]:
         """What the journal says was done; nothing where there is no journal."""
         try:
-            with Journal(self._directory, create=False) as journal:
+            with Journal(self.directory, create=False) as journal:
                 return journal.steps()
         except GONE:
             return ()
 
     def counters(self, family: Family | None) -> Document:
         """The rules' counters with what programs decided; errors as `rollout.counters`."""
-        return counters(self._directory, tuple(Family) if family is None else (family,))
+        return counters(self.directory, tuple(Family) if family is None else (family,))
 
     def listing(self, family: Family, table: str) -> str:
         """`iptables -nvxL` with those counters."""
-        found = counters(self._directory, (family,))
+        found = counters(self.directory, (family,))
         return "".join(f"{harmless(line)}\n" for line in listed(found, family, table))
 
     def _last_wish(self) -> str:
         try:
-            with Journal(self._directory, create=False) as journal:
+            with Journal(self.directory, create=False) as journal:
                 return wishes.last(journal)
         except GONE:
             return "0"
 
     def _document(self, name: str) -> Mapping[str, Any]:
         try:
-            with Journal(self._directory, create=False) as journal:
+            with Journal(self.directory, create=False) as journal:
                 return journal.document(name) or {}
         except GONE:
             return {}

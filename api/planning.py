@@ -64,8 +64,9 @@ async def create_plan(request: Request, wanted: PlanRequest, response: Response)
 async def create_diff(request: Request, wanted: DiffRequest, response: Response) -> dict[str, Any]:
     """Which packets two rulesets treat differently; the report is at /v1/diffs/{id}."""
     operations: Operations = request.app.state.operations
-    known = _known(operations)
-    return _accepted(operations.start("diff", lambda say: compared(wanted, known, say)), response)
+    known, directory = _known(operations), request.app.state.keeper.directory
+    started = operations.start("diff", lambda say: compared(wanted, known, directory, say))
+    return _accepted(started, response)
 
 
 @routes.post("/explain", operation_id="createExplanation", status_code=HTTPStatus.ACCEPTED)
@@ -74,8 +75,8 @@ async def create_explanation(
 ) -> dict[str, Any]:
     """One packet's way through the rules and the program; follow the operation."""
     operations: Operations = request.app.state.operations
-    known = _known(operations)
-    started = operations.start("explain", lambda say: explained(wanted, known, say))
+    known, directory = _known(operations), request.app.state.keeper.directory
+    started = operations.start("explain", lambda say: explained(wanted, known, directory, say))
     return _accepted(started, response)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
+from pathlib import Path
 
 from bpfilter.api.problems import ApiError
+from bpfilter.rollout.enforced import is_enforced, read_enforced
 from bpfilter.rollout.live import read_operators
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_text
+from bpfilter.ruleset.tools import default_backend
 from bpfilter.ruleset.writer import write
 
 
@@ -61,5 +64,42 @@ class Asked:
         if self.plan is not None:
             return known(self.plan).ruleset(f"plan {self.plan}")
         if self.text is not None:
-            return read_text(self.text, source=self.name, family=self.family, backend=self.backend)
+            sent = read_text(self.text, source=self.name, family=self.family, backend=self.backend)
+            # As of a file: what does not say its backend is meant for this host's.
+            return sent if sent.backend else replace(sent, backend=default_backend())
         return read_operators(self.family or Family.IPV4, self.backend)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What a request says of one side of a diff; `state`: see `schemas.DiffRequest`."""
+
+    text: str | None
+    plan: str | None
+    state: str
+    name: str
+
+    @property
+    def of_host(self) -> bool:
+        """Whether it is this host's own: its counters say what the rules met."""
+        return self.text is None and self.plan is None
+
+    def read(
+        self, family: Family | None, backend: Backend | None, known: Known, at: Path
+    ) -> Ruleset:
+        """As `Asked.read`; RolloutError where nothing was enforced. `at`: the state directory."""
+        enforced = self.state == "enforced" or (self.state == "standing" and is_enforced(at))
+        if self.of_host and enforced:
+            return read_enforced(at, family or Family.IPV4)
+        return Asked(self.text, self.plan, family, backend, self.name).read(known)
+
+
+def read_sides(
+    old: Side, new: Side, family: Family | None, backend: Backend | None, known: Known, at: Path
+) -> tuple[Ruleset, Ruleset]:
+    """Both sides; where no family is named, that of the side that says one itself holds."""
+    if family is None and old.of_host and not new.of_host:
+        right = new.read(None, backend, known, at)
+        return old.read(right.family, backend, known, at), right
+    left = old.read(family, backend, known, at)
+    return left, new.read(family or left.family, backend, known, at)

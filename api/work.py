@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from bpfilter.analysis.difference import HOOKS, compare
-from bpfilter.analysis.explain import explain
+from bpfilter.analysis.explain import Question, explain
+from bpfilter.api.differences import differences
 from bpfilter.api.keeper import Keeper
+from bpfilter.api.packets import at_this_host, kept_packet
 from bpfilter.api.schemas import DeploymentRequest, DiffRequest, ExplainRequest, PlanRequest
-from bpfilter.api.sources import Asked, Kept, Known
+from bpfilter.api.sources import Asked, Kept, Known, Side, read_sides
 from bpfilter.errors import RolloutError
-from bpfilter.report.asked import asked_packet
-from bpfilter.report.difference import difference_document
+from bpfilter.report.asked import asked_packet, frame_packet
 from bpfilter.report.explain import explanation_document
 from bpfilter.report.making import make_document
 from bpfilter.report.mismatches import iptables_paths
@@ -23,10 +24,9 @@ from bpfilter.report.shadow import shadow_document
 from bpfilter.rollout.live import read_operators
 from bpfilter.rollout.management import own_connections, protected
 from bpfilter.rollout.outlook import outlook
-from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.fields import ALL_STATES, Family, State
 from bpfilter.ruleset.model import Backend, Ruleset
 
-_PROOF_SECONDS = 30.0
 Say = Callable[[str], None]
 
 
@@ -49,44 +49,57 @@ def planned(
     read = time.perf_counter() - began
     look = partial(outlook, operator=own_connections(os.getpid()))
     host = look if wanted.ruleset is None and wanted.plan is None else None
-    return make_document(source, read, _PROOF_SECONDS, say, host=host)
+    return make_document(source, read, wanted.proof_seconds, say, host=host)
 
 
-def compared(wanted: DiffRequest, known: Known, say: Say) -> dict[str, Any]:
-    """The semantic diff of two rulesets."""
+def compared(wanted: DiffRequest, known: Known, directory: Path, say: Say) -> dict[str, Any]:
+    """The semantic diff of two rulesets, and what it would have touched where that is known."""
     say("reading the rulesets")
-    old = Asked(wanted.old, wanted.old_plan, wanted.family, wanted.backend, "old").read(known)
-    family = wanted.family or old.family
-    new = Asked(wanted.new, wanted.new_plan, family, wanted.backend, "new").read(known)
-    if old.family is not new.family:
-        raise RolloutError(
-            f"one ruleset is {old.family}, the other {new.family}", hint="say which family is meant"
-        )
-    found = []
-    for hook in HOOKS:
-        say(f"comparing {hook[0]} {hook[1]}")
-        difference = compare(old, new, hook)
-        if difference is not None:
-            found.append(difference)
-    return difference_document(old, new, found)
+    before = Side(wanted.old, wanted.old_plan, wanted.old_state, "old")
+    after = Side(wanted.new, wanted.new_plan, wanted.new_state, "new")
+    old, new = read_sides(before, after, wanted.family, wanted.backend, known, directory)
+    return differences(old, new, directory if before.of_host else None, wanted.seconds, say)
 
 
-def explained(wanted: ExplainRequest, known: Known, say: Say) -> dict[str, Any]:
+def explained(wanted: ExplainRequest, known: Known, directory: Path, say: Say) -> dict[str, Any]:
     """A packet's way through the rules and through the program."""
-    question = asked_packet(
-        wanted.protocol,
-        wanted.source,
-        wanted.destination,
-        chain=wanted.chain,
-        in_interface=wanted.in_interface or "",
-        out_interface=wanted.out_interface or "",
+    question = _question(wanted, directory)
+    notes: Sequence[str] = ()
+    say("reading the ruleset")
+    if wanted.ruleset is None and wanted.plan is None:
+        question, notes = at_this_host(question, wanted.chain)
+    family = wanted.family or question.family
+    source = Asked(wanted.ruleset, wanted.plan, family, wanted.backend).read(known)
+    say("explaining")
+    document = explanation_document(explain(source, question))
+    document["notes"] += notes
+    return document
+
+
+def _question(wanted: ExplainRequest, directory: Path) -> Question:
+    states = sum(State[name] for name in set(wanted.states)) or ALL_STATES
+    where: dict[str, Any] = {
+        "chain": wanted.chain,
+        "in_interface": wanted.in_interface or "",
+        "out_interface": wanted.out_interface or "",
+        "states": states,
+    }
+    if wanted.mismatch is not None:
+        return kept_packet(directory, wanted.mismatch)
+    if wanted.frame is not None:
+        return frame_packet(bytes.fromhex(wanted.frame), **where)
+    return asked_packet(
+        wanted.protocol or "",
+        wanted.source or "",
+        wanted.destination or "",
         flags=wanted.flags,
         icmp=wanted.icmp_type,
+        length=wanted.length,
+        ttl=wanted.ttl,
+        tos=wanted.tos,
+        mac=wanted.mac,
+        **where,
     )
-    say("reading the ruleset")
-    source = Asked(wanted.ruleset, wanted.plan, question.family, wanted.backend).read(known)
-    say("explaining")
-    return explanation_document(explain(source, question))
 
 
 def shadowed(keeper: Keeper) -> dict[str, Any]:

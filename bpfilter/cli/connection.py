@@ -8,7 +8,8 @@ other users can see.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -26,10 +27,13 @@ from bpfilter.rollout.journal import GONE, Journal, Stage, running, state_direct
 from bpfilter.rollout.live import read_operators
 from bpfilter.rollout.status import STATUS
 from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.model import Backend, Ruleset
+from bpfilter.ruleset.read import read_text
 
 TOKEN = "BPFILTER_TOKEN"
 SOCKET = Path("/run/bpfilterd/api.sock")
 _SECONDS = 60.0
+_POLL_SECONDS = 0.1
 
 State = Annotated[Path | None, typer.Option(help="Directory of the journal, default by namespace.")]
 Url = Annotated[
@@ -161,6 +165,33 @@ class Remote:
         query = "?dry_run=true" if dry_run else ""
         self._ask("PUT", f"/v1/deployment{query}", wanted, {"If-Match": tag})
 
+    def operate(
+        self, path: str, wanted: Mapping[str, Any], say: Callable[[str], object]
+    ) -> Document:
+        """Start an operation and wait for its result; ApiRefused with what prevented it."""
+        started = self._ask("POST", path, {k: v for k, v in wanted.items() if v is not None})
+        while True:
+            found = self._get(f"/v1/operations/{started['id']}")
+            if found["state"] == "done":
+                return dict(found["result"])
+            if found["state"] == "failed":
+                raise _refused(found["problem"], "the operation failed")
+            say(found["progress"] or found["state"])
+            time.sleep(_POLL_SECONDS)
+
+    def rules(self, family: Family) -> Ruleset:
+        """The live rules there."""
+        found = self._get(f"/v1/rulesets/{family}")
+        answer = self._send("GET", f"/v1/rulesets/{family}", headers={"Accept": "text/plain"})
+        backend = found["backend"] and Backend(found["backend"])
+        source = f"live {family} of {self._client.base_url.host}"
+        return read_text(answer.text, source=source, family=family, backend=backend)
+
+    def host(self) -> Sequence[Mapping[str, Any]]:
+        """What `bpfilter doctor` finds there."""
+        found: Sequence[Mapping[str, Any]] = self._get("/v1/host")["findings"]
+        return found
+
     def _get(self, path: str) -> Mapping[str, Any]:
         return self._ask("GET", path)
 
@@ -199,10 +230,33 @@ class Remote:
             ) from None
         if answer.is_success:
             return found
-        raise ApiRefused(
-            str(found.get("detail") or found.get("title") or answer.reason_phrase),
-            hint=str(found["hint"]) if found.get("hint") else None,
-        )
+        raise _refused(found, answer.reason_phrase)
+
+
+def _refused(problem: Mapping[str, Any], otherwise: str) -> ApiRefused:
+    return ApiRefused(
+        str(problem.get("detail") or problem.get("title") or otherwise),
+        hint=str(problem["hint"]) if problem.get("hint") else None,
+    )
+
+
+def of_host(
+    url: str | None,
+    token_file: Path | None,
+    ca: Path | None,
+    cert: Path | None,
+    *,
+    rules: bool,
+) -> Remote | None:
+    """The API of the host that is asked about; None if that is this one and we may look ourselves.
+
+    `rules`: live rules are asked for, which only root can read.
+    """
+    if url is not None:
+        return Remote(_client(url, token_file, ca, cert))
+    if rules and os.geteuid() != 0 and SOCKET.exists():
+        return Remote(_client(f"unix://{SOCKET}", None, None, None))
+    return None
 
 
 def connect(

@@ -128,7 +128,8 @@ def deploy_command(
                 "--early": early,
                 "--xdp": xdp,
                 "--verify-share": verify_share != _VERIFY_SHARE,
-            }
+            },
+            "set it in the service's [deployment] section, or deploy as root on the host",
         )
         number = confirm_id or secrets.token_hex(4)
         commit = {"id": number, "seconds": confirm_within}

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from ipaddress import ip_address
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bpfilter.analysis.explain import Question, explain
-from bpfilter.cli.connection import State
+from bpfilter.analysis.explain import explain
+from bpfilter.api.packets import at_this_host, kept_packet
+from bpfilter.cli.connection import Ca, Cert, State, TokenFile, Url, of_host
 from bpfilter.cli.eval import run_question
 from bpfilter.cli.plan import BackendOption, FamilyOption, Format, RulesetOption, load
+from bpfilter.cli.remote import refuse_local, sent
 from bpfilter.errors import UsageError
 from bpfilter.kernel.addresses import LocalRoute, read_local_table
-from bpfilter.kernel.way import way_of
-from bpfilter.lab.addresses import address_types
 from bpfilter.lab.pcap import read_frames
-from bpfilter.report.asked import asked_packet, frame_packet, hook_of, sample_packet
+from bpfilter.report.asked import asked_packet, frame_packet
+from bpfilter.report.document import Document
 from bpfilter.report.explain import explanation_document, render_explanation
 from bpfilter.report.terminal import terminal
-from bpfilter.rollout.detail import kept_samples
 from bpfilter.rollout.journal import state_directory
 from bpfilter.ruleset import fields
-from bpfilter.ruleset.fields import ALL_STATES, Family, Field
+from bpfilter.ruleset.fields import ALL_STATES
 
 _DISAGREE = 1
 
@@ -76,12 +74,16 @@ def explain_command(
         bool, typer.Option("--verbose", "-v", help="Also rules that do not match, and why not.")
     ] = False,
     directory: State = None,
+    url: Url = None,
+    token_file: TokenFile = None,
+    ca: Ca = None,
+    cert: Cert = None,
 ) -> int:
     """Say how one packet goes through the rules, and how through the program. Changes nothing.
 
     Against the live rules, or with --ruleset against a file or a plan (`plan --format json`). With
-    the live rules and --in alone the kernel is asked where the packet would go. Exit code 1 if
-    rules and program disagree.
+    the live rules and --in alone the kernel is asked where the packet would go. With --url, and
+    for who is not root, the REST API explains. Exit code 1 if rules and program disagree.
 
     Examples: [cyan]bpfilter explain tcp 203.0.113.7:40000 10.0.0.5:22 --in eth0[/]
     · [cyan]bpfilter explain --pcap traffic.pcap --frame 3 --in eth0[/]
@@ -99,17 +101,40 @@ def explain_command(
             "name one packet: PROTOCOL SOURCE DESTINATION, or --pcap, or --mismatch",
             hint="as in `bpfilter explain tcp 203.0.113.7:40000 10.0.0.5:22 --in eth0`",
         )
+    words = packet or []
+    if packet and len(words) != 3:
+        raise UsageError(
+            f"a packet is PROTOCOL SOURCE DESTINATION, not {' '.join(words)!r}",
+            hint="as in tcp 203.0.113.7:40000 10.0.0.5:22",
+        )
+    daemon = of_host(url, token_file, ca, cert, rules=ruleset is None)
+    if daemon is not None:
+        refuse_local({"--kernel": kernel}, "`bpfilter eval` runs frames on the host itself")
+        wanted = {
+            **dict(zip(("protocol", "source", "destination"), words, strict=False)),
+            "frame": None if pcap is None else _frame(pcap, frame).hex(),
+            "mismatch": mismatch,
+            "in_interface": in_interface or None,
+            "out_interface": out_interface or None,
+            "chain": chain,
+            "states": [str(each.name) for each in state or ()],
+            "flags": flags,
+            "icmp_type": icmp_type,
+            "length": length,
+            "ttl": ttl,
+            "tos": tos,
+            "mac": mac,
+            "ruleset": sent(ruleset),
+            "family": family,
+            "backend": backend,
+        }
+        with terminal(stderr=True).status("explaining") as status:
+            return _show(daemon.operate("/v1/explain", wanted, status.update), output, verbose)
     if pcap is not None:
         question = frame_packet(_frame(pcap, frame), **where)
     elif mismatch is not None:
-        question = sample_packet(_sample(directory or state_directory(), mismatch))
+        question = kept_packet(directory or state_directory(), mismatch)
     else:
-        words = packet or []
-        if len(words) != 3:
-            raise UsageError(
-                f"a packet is PROTOCOL SOURCE DESTINATION, not {' '.join(words)!r}",
-                hint="as in tcp 203.0.113.7:40000 10.0.0.5:22",
-            )
         question = asked_packet(
             *words, flags=flags, icmp=icmp_type, length=length, ttl=ttl, tos=tos, mac=mac, **where
         )
@@ -117,12 +142,16 @@ def explain_command(
     notes: Sequence[str] = ()
     if ruleset is None:
         routes = read_local_table()
-        question, notes = _live(question, routes, chain)
+        question, notes = at_this_host(question, chain, routes)
     source = load(ruleset, backend, family or question.family)
     document = explanation_document(explain(source, question))
     document["notes"] += notes
     if kernel:
         document["kernel"] = run_question(source, question, routes)
+    return _show(document, output, verbose)
+
+
+def _show(document: Document, output: Format, verbose: bool) -> int:
     if output is Format.JSON:
         json.dump(document, sys.stdout, indent=1)
         sys.stdout.write("\n")
@@ -147,41 +176,3 @@ def _frame(path: Path, number: int) -> bytes:
     if number >= len(frames):
         raise UsageError(f"{path} has {len(frames)} frames", hint="they count from 0")
     return frames[number]
-
-
-def _sample(directory: Path, identity: str) -> Mapping[str, Any]:
-    samples = kept_samples(directory)
-    if identity in samples:
-        return samples[identity]
-    known = ", ".join(samples)
-    raise UsageError(
-        f"there is no mismatch {identity}",
-        hint=f"there are: {known}" if known else "there are none",
-    )
-
-
-def _live(
-    question: Question, routes: Sequence[LocalRoute], chain: str | None
-) -> tuple[Question, Sequence[str]]:
-    """With what this host knows of the packet: its addresses' types, and where it goes."""
-    values = dict(question.fields)
-    if question.family is Family.IPV4:
-        type_of = address_types(routes)
-        values[Field.SOURCE_TYPE] = type_of(values[Field.SOURCE])
-        values[Field.DESTINATION_TYPE] = type_of(values[Field.DESTINATION])
-    question = replace(question, fields=values)
-    if chain is not None or question.out_interface or not question.in_interface:
-        return question, ()
-    addresses = [_address(question, field) for field in (Field.SOURCE, Field.DESTINATION)]
-    way = way_of(addresses[0], addresses[1], question.in_interface)
-    if way is None:
-        return question, ("this host routes no such packet: it would come to no chain",)
-    if way.here:
-        return question, ()
-    hook = hook_of(None, question.in_interface, way.out_interface)
-    return replace(question, hook=hook, out_interface=way.out_interface), ()
-
-
-def _address(question: Question, field: Field) -> Any:
-    width = 4 if question.family is Family.IPV4 else 16
-    return ip_address(question.fields[field].to_bytes(width, "big"))

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from bpfilter.cli.connection import Ca, Cert, TokenFile, Url, of_host
+from bpfilter.cli.remote import refuse_local, sent
 from bpfilter.compiler.compile import assemble, compile_ruleset
 from bpfilter.compiler.mark import DEFAULT_MARK
 from bpfilter.compiler.plan import Plan
@@ -143,16 +145,36 @@ def plan_command(
         bool,
         typer.Option("--program", help="Load the program, print what the kernel made of it."),
     ] = False,
+    url: Url = None,
+    token_file: TokenFile = None,
+    ca: Ca = None,
+    cert: Cert = None,
 ) -> None:
     """Translate a ruleset and say what becomes of every rule. Changes nothing.
 
     Every rule gets a [bold]fate[/]: native (decided in BPF), residual (BPF, then its dynamic
     rest in iptables), punt (the original rules), unreachable, or kept (not taken over).
 
+    With --url, and for who is not root, the REST API plans: the rules that are live there, or the
+    file that is sent to it.
+
     Example: [cyan]iptables-save | bpfilter plan --ruleset -[/]
     """
     console = terminal(stderr=True)
+    daemon = of_host(url, token_file, ca, cert, rules=ruleset is None)
     with console.status("reading the ruleset") as status:
+        if daemon is not None:
+            local = {"--pass": shown, "--program": program, "--no-host": host is False}
+            local |= {"--host": host and ruleset is not None, "--measure": measured}
+            refuse_local(local, "plan on that host, or fetch the rules and plan them here")
+            wanted = {
+                "ruleset": sent(ruleset),
+                "family": family,
+                "backend": backend,
+                "proof_seconds": proof_seconds,
+            }
+            _show(daemon.operate("/v1/plans", wanted, status.update), output, verbose)
+            return
         started = time.perf_counter()
         source = load(ruleset, backend, family)
         if shown is not None or program:
@@ -164,6 +186,11 @@ def plan_command(
             look = partial(outlook, operator=own_connections(os.getpid()))
         cost = partial(_cost, backend=backend, say=status.update) if measured else None
         document = make_document(source, read, proof_seconds, status.update, host=look, cost=cost)
+    _show(document, output, verbose)
+
+
+def _show(document: Document, output: Form, verbose: bool) -> None:
+    """Print a plan; ProofFailed if its tables are wrong."""
     if output is Form.TEXT:
         render_plan(document, terminal(), verbose=verbose)
     else:

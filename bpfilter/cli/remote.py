@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from bpfilter.cli.connection import ApiRefused, Remote
-from bpfilter.errors import UsageError
+from bpfilter.errors import RulesetRefused, UsageError
+from bpfilter.report.stored import read_plan
 from bpfilter.rollout.journal import Stage
 from bpfilter.rollout.management import own_connections
+from bpfilter.ruleset.writer import write
 
 _WAIT_SECONDS = 120.0
 
 
-def refuse_local(options: Mapping[str, object]) -> None:
-    """UsageError for options that the service's configuration sets, so that the API cannot."""
+def refuse_local(options: Mapping[str, object], hint: str) -> None:
+    """UsageError for options that only work on the host itself."""
     if given := [name for name, value in options.items() if value]:
-        raise UsageError(
-            f"{', '.join(given)}: not by the API",
-            hint="set it in the service's [deployment] section, or deploy as root on the host",
-        )
+        raise UsageError(f"{', '.join(given)}: not by the API", hint=hint)
+
+
+def sent(ruleset: str | None) -> str | None:
+    """The text of a ruleset that an option names (a file, a plan in JSON, or -); None for live.
+
+    RulesetRefused or UsageError as reading it here would.
+    """
+    if ruleset is None:
+        return None
+    planned = None if ruleset == "-" else read_plan(Path(ruleset))
+    if planned is not None:
+        return write(planned)
+    try:
+        data = sys.stdin.buffer.read() if ruleset == "-" else Path(ruleset).read_bytes()
+    except OSError as error:
+        raise RulesetRefused(
+            f"cannot be read: {error.strerror}", source=ruleset, hint="check the path and its mode"
+        ) from None
+    return data.decode("utf-8", "backslashreplace")
 
 
 def own_peers(url: str | None) -> Sequence[str]:

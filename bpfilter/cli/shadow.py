@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from bpfilter.cli.connection import State
+from bpfilter.cli.connection import Ca, Cert, State, TokenFile, Url, connect
 from bpfilter.cli.deploy import deploy_command
 from bpfilter.cli.plan import BackendOption
 from bpfilter.errors import UsageError
-from bpfilter.rollout.journal import Stage, running, state_directory
+from bpfilter.rollout.journal import Stage
 
 
 def shadow_command(
@@ -19,6 +19,10 @@ def shadow_command(
     ] = None,
     backend: BackendOption = None,
     state: State = None,
+    url: Url = None,
+    token_file: TokenFile = None,
+    ca: Ca = None,
+    cert: Cert = None,
 ) -> None:
     """Start the shadow stage: programs predict, iptables decides, and the two are compared.
 
@@ -26,10 +30,19 @@ def shadow_command(
 
     Example: [cyan]bpfilter shadow --interface eth0[/]
     """
-    present = running(state or state_directory())
-    if present is not None and present[1] is not Stage.OFF:
+    present = connect(url, state, token_file, ca, cert).status()["stage"]
+    if present != Stage.OFF:
         raise UsageError(
-            f"stage {present[1]} is reached already",
+            f"stage {present} is reached already",
             hint="`bpfilter report` says what was compared; `bpfilter rollback` goes back to off",
         )
-    deploy_command(interface=interface, stage=Stage.SHADOW, backend=backend, state=state)
+    deploy_command(
+        interface=interface,
+        stage=Stage.SHADOW,
+        backend=backend,
+        state=state,
+        url=url,
+        token_file=token_file,
+        ca=ca,
+        cert=cert,
+    )

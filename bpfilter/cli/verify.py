@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bpfilter.cli.connection import Ca, Cert, TokenFile, Url, of_host
 from bpfilter.cli.plan import BackendOption, FamilyOption, Format, RulesetOption, load
+from bpfilter.errors import UsageError
 from bpfilter.lab.report import ChainReport, Divergence, Report, Tally
 from bpfilter.lab.verify import Request, verify
 from bpfilter.report.terminal import terminal
 from bpfilter.rollout.marking import cutover
+from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.tools import default_backend
 
 _REASONS_SHOWN, _RULES_SHOWN = 20, 3
@@ -35,16 +38,27 @@ def verify_command(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="List every rule that was not reached.")
     ] = False,
+    url: Url = None,
+    token_file: TokenFile = None,
+    ca: Ca = None,
+    cert: Cert = None,
 ) -> int:
     """Send packets through real iptables and through the program, and compare.
 
     In network namespaces of its own: the host's rules and interfaces are not touched. Exit code 1
-    if they differ anywhere.
+    if they differ anywhere. With --url the rules are those that are live there, and the kernel is
+    the one here.
 
     Example: [cyan]bpfilter verify --ruleset rules.v4 --packets 5000[/]
     """
     with terminal(stderr=True).status("reading the ruleset") as status:
-        source = load(ruleset, backend, family)
+        daemon = of_host(url, token_file, ca, cert, rules=False)
+        if daemon is None:
+            source = load(ruleset, backend, family)
+        elif ruleset is None:
+            source = daemon.rules(family or Family.IPV4)
+        else:
+            raise UsageError("--ruleset and --url exclude each other", hint="leave one out")
         file = ruleset is not None and ruleset != "-"
         request = Request(
             source,
