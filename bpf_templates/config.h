@@ -148,6 +148,7 @@ struct slot {
 	__u32 groups;
 	__u32 states;
 	__u32 stateful; /* some entry does not hold in every state */
+	__u32 paired;	/* the rows of the two addresses, the first ones, have two summaries */
 	__u32 state_row;
 	__u32 ops_base;
 	__u32 node_base;
@@ -178,7 +179,8 @@ struct config {
 	__u32 scope_sources; /* only packets from the networks of `scope` may be decided */
 	__u32 early;	     /* EARLY_… */
 	__u32 raw_tables;    /* the generation covers the legacy tables on PRE_ROUTING too */
-	__u32 summary_words; /* of every row */
+	__u32 summary_words; /* of one summary */
+	__u32 summary_span;  /* words of every row before its references: one summary or two */
 	__u32 stripes;	     /* block references of every row */
 	__u32 narrow;	     /* references are u16, else u32 */
 	__u32 small_ids;     /* `ids` are u16 with the trie's pointer bit in bit 15, else u32 */

@@ -7,8 +7,8 @@
 #include "rows.h"
 #include "walk.h"
 
-/* A walk in line ends after so many; the few that go further begin again, with bpf_loop(). Fewer
- * where each of several states has a walk, for the verifier goes them all.
+/* A walk in line ends after so many; the few that go further go on with bpf_loop(). Fewer where
+ * each of several states has a walk, for the verifier goes them all.
  */
 #define QUICK_STEPS	  16
 #define QUICK_STATE_STEPS 6
@@ -54,7 +54,38 @@ static volatile __u32 zero;
 struct trip {
 	__u32 node;
 	__u32 entry; /* at which the last walk ended */
+	/* Where a walk that did not end in line has got to, as in struct walk. */
+	__u32 begun;
+	__u32 reached;
+	__u32 cursor;
+	__u32 position;
+	__u64 summary;
 };
+
+/* Go on where the steps in line have stopped. Returns 1 if they have not begun. */
+static __always_inline int go_on(struct walk *w, const struct trip *trip)
+{
+	__u32 cursor = trip->cursor;
+
+	barrier_var(cursor);
+	if (!trip->begun || cursor >= config.summary_words)
+		return 1;
+	w->cursor = cursor;
+	w->node = trip->reached;
+	w->position = trip->position;
+	w->summary = trip->summary;
+	return 0;
+}
+
+static __always_inline int stop(struct trip *trip, const struct walk *w)
+{
+	trip->begun = 1;
+	trip->reached = w->node;
+	trip->cursor = w->cursor;
+	trip->position = w->position;
+	trip->summary = w->summary;
+	return REASON_LONG_WALK;
+}
 
 static __always_inline const __u64 *row_at(const void *all, __u32 index)
 {
@@ -62,7 +93,8 @@ static __always_inline const __u64 *row_at(const void *all, __u32 index)
 	return index < config.rows_count ? all + (__u64)index * config.pitch : 0;
 }
 
-/* One state's walk; REASON_LONG_WALK and no change to *trip if it did not come to an end. */
+/* One state's walk; REASON_LONG_WALK if it did not come to an end: the long walk goes on with it.
+ */
 static __always_inline int walk_of(const struct selection *selected, struct trip *trip, __u32 state,
 				   const __u32 slot, const int quick)
 {
@@ -73,6 +105,8 @@ static __always_inline int walk_of(const struct selection *selected, struct trip
 
 	if (!selected || !trip || !all)
 		return REASON_LOOKUP;
+	if (quick)
+		trip->begun = 0;
 	if (groups > most)
 		return REASON_LONG_WALK;
 #pragma unroll
@@ -97,13 +131,14 @@ static __always_inline int walk_of(const struct selection *selected, struct trip
 	w.start = w.node = trip->node;
 	w.position = w.cursor = zero;
 	w.entry = w.ended = 0;
-	w.summary = and_summary(&w, slot, 0, most);
+	if (quick || go_on(&w, trip))
+		w.summary = and_summary(&w, slot, 0, most);
 	if (quick)
 		quick_steps(&w, slot);
 	else
 		many_steps(&w, slot);
 	if (!w.ended)
-		return REASON_LONG_WALK;
+		return stop(trip, &w);
 	trip->node = w.node;
 	trip->entry = w.entry;
 	return REASON_NONE;

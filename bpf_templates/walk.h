@@ -40,13 +40,20 @@ static __always_inline __u64 and_summary(const struct walk *w, const __u32 slot,
 					 const __u32 most)
 {
 	const __u32 groups = config.slots[slot].groups;
+	const __u32 paired = config.slots[slot].paired;
 	__u64 word = ~0ull;
 
 	if (config.slots[slot].stateful)
 		word = w->state_row[cursor];
+	if (paired) {
+		const __u64 *source = w->rows[0] + cursor, *destination = w->rows[1] + cursor;
+
+		word &= source[0] | destination[0] |
+			(source[config.summary_words] & destination[config.summary_words]);
+	}
 #pragma unroll
 	for (__u32 i = 0; i < MAX_GROUPS; i++)
-		if (i < most && i < groups)
+		if (i >= 2 * paired && i < most && i < groups)
 			word &= w->rows[i][cursor];
 	return word;
 }
@@ -54,7 +61,7 @@ static __always_inline __u64 and_summary(const struct walk *w, const __u32 slot,
 /* The block of a row's leaf words; one that is not there is a row without entries. */
 static __always_inline const __u64 *row_block(const void *all, const __u64 *row, __u32 block)
 {
-	const void *references = row + config.summary_words;
+	const void *references = row + config.summary_span;
 	__u32 index = config.narrow ? ((const __u16 *)references)[block]
 				    : ((const __u32 *)references)[block];
 

@@ -21,6 +21,7 @@ from bpfilter.compiler.layout import (
     Axis,
     AxisKind,
     ChainTables,
+    Side,
 )
 from bpfilter.ruleset.fields import Field, Intervals, field_bits
 
@@ -92,10 +93,17 @@ class Decoded:
         """Per row: which leaf words the summary shows, and the block references."""
         tables = self._tables
         rows = np.ascontiguousarray(tables.rows)
-        summary = np.ascontiguousarray(rows[:, : tables.summary_words])
+        summary = np.ascontiguousarray(rows[:, : tables.summary_span])
         shown = np.unpackbits(summary.view(np.uint8), axis=1, bitorder="little").astype(np.bool_)
-        references = np.ascontiguousarray(rows[:, tables.summary_words :])
+        references = np.ascontiguousarray(rows[:, tables.summary_span :])
         return shown, references.view(np.uint32).astype(np.int64)
+
+    def _side(self, base: int) -> int | None:
+        """Whether the rows from `base` are those of the source (0) or destination (1) of a pair."""
+        if not self._tables.paired:
+            return None
+        bases = [group.row_base for group in self.groups[:2]]
+        return bases.index(base) if base in bases else None
 
     def columns(self, block: int, base: int, count: int) -> Bits:
         """Bits [entry, row] of the entries of one block, for `count` rows from `base`.
@@ -107,11 +115,34 @@ class Decoded:
         have = max(0, min(count, len(references) - base))
         chosen = references[base : base + have, block]
         known = chosen < len(self._tables.blocks)
-        words = self._tables.blocks[np.where(known, chosen, 0)]
-        words = words * (known[:, None] & shown[base : base + have, block * 8 : block * 8 + 8])
+        words = self._tables.blocks[np.where(known, chosen, 0)] * known[:, None]
+        side = self._side(base)
+        visible = shown[base : base + have, block * 8 : block * 8 + 8]
+        if side is None:
+            words = words * visible
         octets = np.ascontiguousarray(words.astype("<u8")).view(np.uint8)
         result[:have] = np.unpackbits(octets, axis=1, bitorder="little").astype(np.bool_)
-        return np.ascontiguousarray(result.T)
+        columns = np.ascontiguousarray(result.T)
+        if side is not None:
+            second = 64 * self._tables.summary_words + block * 8
+            both = shown[base : base + have, second : second + 8]
+            columns[self._hidden(block, side, columns[:, :have], visible, both)] ^= True
+        return columns
+
+    def _hidden(self, block: int, side: int, held: Bits, first: Bits, second: Bits) -> Bits:
+        """Entries that some row of a pair holds and the summary that should does not show.
+
+        The program may then find them or not, by what else is in the word: they are read as
+        their opposite, so that no proof of them succeeds. If there are none, summaries hide nothing
+        and a pair of rows holds just what both hold.
+        """
+        sides = np.full(BLOCK_ENTRIES, side, dtype=np.int64)
+        named = self._tables.sides[block * BLOCK_ENTRIES : (block + 1) * BLOCK_ENTRIES]
+        sides[: len(named)] = np.where(named > Side.BOTH, side, named)
+        own = np.repeat(first.T, 64, axis=0) | (sides != side)[:, None]
+        shared = np.repeat(second.T, 64, axis=0) | (sides != Side.BOTH)[:, None]
+        hidden: Bits = (held & ~(own & shared)).any(axis=1)
+        return hidden
 
     def state_masks(self, block: int) -> npt.NDArray[np.int64]:
         """The states in which each entry of a block applies, as bits of `State`."""

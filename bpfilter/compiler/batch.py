@@ -112,7 +112,7 @@ def _integers(tables: ChainTables, rows: Sequence[I64]) -> Iterator[int]:
     """The conjunction of each packet's rows, bit i of the integer being entry i."""
     result = None
     for group in rows:
-        references = np.ascontiguousarray(tables.rows[group, tables.summary_words :]).view("<u4")
+        references = np.ascontiguousarray(tables.rows[group, tables.summary_span :]).view("<u4")
         leaves = tables.blocks[references]
         result = leaves if result is None else result & leaves
     if result is not None:

@@ -18,7 +18,14 @@ A packet is classified so (per chain, called *slot* in the program):
    says that entry i holds the packet in that state.
 4. A row is `row_words` u64: `summary_words` u64 whose bit w says that leaf word w (entries
    64w … 64w+63) is not zero, then u32 block references, two per u64 (low half first):
-   reference j is the index in `blocks` of the 8 leaf words 8j … 8j+7.
+   reference j is the index in `blocks` of the 8 leaf words 8j … 8j+7. A leaf word is looked at if
+   it is in the summaries of all rows.
+   If the chain is `paired`, every row has a second summary behind the first. Groups 0 and 1 are
+   then the source and the destination, and each entry has a side (`sides`, see `Side`): the source
+   row's first summary shows the leaf words of SOURCE entries only, the destination row's those of
+   DESTINATION entries, and the second ones those of BOTH. Of these two rows a leaf word must be in
+   either first summary or in both second ones. So rules for any destination do not meet rules for
+   any source, of which large sets are full.
 5. ops[i] = kind << 28 | argument, kind as `OpKind`. Walks go as `ir` says. Node transitions:
    start at node `root`; for every state class in order, each ITEM takes edges[(node, item)]
    (missing → node 0), a final ACCEPT, DROP or PUNT takes nodes[node][0, 1 or 2]. PUNT first goes
@@ -45,6 +52,14 @@ TRIE_POINTER = 0x80000000
 MAX_ENTRIES = 1 << 18
 MAX_GROUPS = 8  # service groups plus the two addresses
 BLOCK_WORDS = 8
+
+
+class Side(IntEnum):
+    """Which address decides whether an entry is a candidate, in a paired chain."""
+
+    SOURCE = 0  # it holds any destination
+    DESTINATION = 1  # any source
+    BOTH = 2
 
 
 class AxisKind(IntEnum):
@@ -110,7 +125,8 @@ class ChainTables:
     """Arrays of one chain, ready to be copied into maps at a base.
 
     ids: u32[n]; bounds: u64[n, 2] (high, low); rows: u64[n, row_words]; blocks: u64[n, 8]
-    (block 0 is all zero); ops: u32[entries]; macs: address → value.
+    (block 0 is all zero); ops: u32[entries]; macs: address → value; sides: u8[entries] of a paired
+    chain, else empty.
     """
 
     flat: FlatChain
@@ -125,6 +141,17 @@ class ChainTables:
     blocks: U64
     ops: U32
     macs: Mapping[int, int]
+    sides: npt.NDArray[np.uint8]
+
+    @property
+    def paired(self) -> bool:
+        """Whether rows have two summaries."""
+        return len(self.sides) > 0
+
+    @property
+    def summary_span(self) -> int:
+        """Words of a row before its references."""
+        return self.summary_words * (1 + self.paired)
 
     @property
     def nbytes(self) -> int:

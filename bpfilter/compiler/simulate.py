@@ -78,8 +78,12 @@ def _last_bound(tables: ChainTables, axis: Axis, address: int) -> int:
 def matching_entries(tables: ChainTables, rows: list[int]) -> Iterator[int]:
     """The entries whose bits are set in all rows, ascending, by summary and leaf words."""
     chosen = tables.rows[rows]
-    summaries = np.bitwise_and.reduce(chosen[:, : tables.summary_words], axis=0)
-    references = np.ascontiguousarray(chosen[:, tables.summary_words :]).view("<u4")
+    words = tables.summary_words
+    summaries = np.bitwise_and.reduce(chosen[2 * tables.paired :, :words], axis=0)
+    if tables.paired:
+        (source, destination), second = chosen[:2, :words], chosen[:2, words : 2 * words]
+        summaries &= source | destination | (second[0] & second[1])
+    references = np.ascontiguousarray(chosen[:, tables.summary_span :]).view("<u4")
     for word in _bits(summaries.tolist()):
         blocks = references[:, word // BLOCK_WORDS]
         leaf = np.bitwise_and.reduce(tables.blocks[blocks, word % BLOCK_WORDS])

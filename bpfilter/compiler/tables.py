@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from bpfilter.compiler.axes import FieldAxis, field_axis
 from bpfilter.compiler.classes import Vectors
@@ -21,14 +22,18 @@ from bpfilter.compiler.layout import (
     AxisKind,
     ChainTables,
 )
-from bpfilter.compiler.rows import pack_rows, row_shape, state_vectors
+from bpfilter.compiler.rows import pack_rows, row_shape, sides_of, state_vectors
 from bpfilter.errors import CompileError
+from bpfilter.ruleset.fields import Field
 
 MAX_PAIRS = 1 << 18
 """Largest folding table, in pairs of classes."""
 
 MAX_FOLDED_BYTES = 4 << 20
 """Axes stay apart when the rows of their combined classes would take more than this."""
+
+UNPAIRED_WORDS = 1
+"""Up to so many words one summary is enough: hardly a block is looked at in vain."""
 
 _OWN_GROUP = frozenset({AxisKind.TRIE4, AxisKind.BOUNDS6})
 
@@ -104,8 +109,7 @@ def build_tables(flat: FlatChain) -> ChainTables:
             f"{MAX_ENTRIES}",
             hint="merge rules into sets, or move them out of chains that are jumped to often",
         )
-    row_words = row_shape(len(entries))[1]
-    builder = _Builder(row_bytes=8 * row_words)
+    builder = _Builder(row_bytes=8 * sum(row_shape(len(entries))))
     sets = collect_sets(entries)
     for name in AXES:
         if name in sets:
@@ -115,13 +119,15 @@ def build_tables(flat: FlatChain) -> ChainTables:
             f"{flat.table}/{flat.chain} tells apart too many combinations of small fields",
             hint="rules that test many fields at once with many values each belong in ipsets",
         )
-    return _finish(flat, builder, row_words)
+    return _finish(flat, builder)
 
 
-def _finish(flat: FlatChain, builder: _Builder, row_words: int) -> ChainTables:
+def _finish(flat: FlatChain, builder: _Builder) -> ChainTables:
     states = flat.state_classes()
     vectors = [group.vectors for group in builder.groups]
-    packed = pack_rows([*vectors, state_vectors(flat.entries, states)], len(flat.entries))
+    sides = _sides(flat, builder)
+    vectors.append(state_vectors(flat.entries, states))
+    packed = pack_rows(vectors, len(flat.entries), sides)
     axes = list(builder.axes)
     for group, row_base in zip(builder.groups, packed.bases, strict=False):
         for member in group.members[:-1]:
@@ -133,11 +139,23 @@ def _finish(flat: FlatChain, builder: _Builder, row_words: int) -> ChainTables:
         state_classes=states,
         state_row_base=packed.bases[-1],
         summary_words=packed.summary_words,
-        row_words=row_words,
+        row_words=packed.rows.shape[1],
         ids=np.concatenate([np.zeros(0, np.uint32), *builder.ids]),
         bounds=np.concatenate([np.zeros((0, 2), np.uint64), *builder.bounds]),
         rows=packed.rows,
         blocks=packed.blocks,
         ops=np.array([e.kind << 28 | e.argument for e in flat.entries], np.uint32),
         macs=dict(builder.macs),
+        sides=sides,
     )
+
+
+def _sides(flat: FlatChain, builder: _Builder) -> npt.NDArray[np.uint8]:
+    """Of a chain that is to be paired: a long one that asks for both addresses."""
+    first = [axis.field for axis in builder.axes[:2]]
+    long = row_shape(len(flat.entries))[0] > UNPAIRED_WORDS
+    if not long or first != [Field.SOURCE, Field.DESTINATION]:
+        return np.zeros(0, np.uint8)
+    if any(len(group.members) > 1 for group in builder.groups[:2]):
+        return np.zeros(0, np.uint8)
+    return sides_of(flat.entries)

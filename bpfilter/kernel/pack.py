@@ -104,11 +104,12 @@ def pack(image: Image, config: Config) -> Contents:
     slots = place(image)
     used = [slot.plan.tables for slot in slots if slot is not None]
     config.summary_words = max((t.summary_words for t in used), default=1)
+    config.summary_span = config.summary_words * (1 + any(t.paired for t in used))
     config.stripes = max((_stripes(t) for t in used), default=1)
     config.narrow = sum(len(t.blocks) for t in used) <= NARROW
     config.small_ids = all((t.ids & ~U32_POINTER).max(initial=0) < SMALL for t in used)
     width = 2 if config.narrow else 4
-    pitch = _pitch(8 * config.summary_words + width * config.stripes)
+    pitch = _pitch(8 * config.summary_span + width * config.stripes)
     ids, bounds, rows, blocks, ops, nodes = (_Parts([]) for _ in range(6))
     edges: dict[int, int] = {}
     macs: dict[int, int] = {}
@@ -160,7 +161,7 @@ def _bound(config: Config, contents: Contents) -> None:
 
 
 def _stripes(tables: ChainTables) -> int:
-    return 2 * (tables.row_words - tables.summary_words)
+    return 2 * (tables.row_words - tables.summary_span)
 
 
 def _pitch(size: int) -> int:
@@ -172,14 +173,17 @@ def _pitch(size: int) -> int:
 
 def _rows(tables: ChainTables, config: Config, pitch: int, block_base: int) -> U64:
     """The chain's rows at the common width; references become absolute, and narrow if they can."""
-    own = np.ascontiguousarray(tables.rows[:, tables.summary_words :]).view("<u4") + np.uint32(
-        block_base
-    )
+    span = tables.summary_span
+    own = np.ascontiguousarray(tables.rows[:, span:]).view("<u4") + np.uint32(block_base)
     width = 2 if config.narrow else 4
     wide = np.zeros((len(own), pitch), np.uint64)
-    wide[:, : tables.summary_words] = tables.rows[:, : tables.summary_words]
+    for first in range(0, span, tables.summary_words):
+        to = first // tables.summary_words * config.summary_words
+        wide[:, to : to + tables.summary_words] = tables.rows[
+            :, first : first + tables.summary_words
+        ]
     references = wide.view("<u2" if config.narrow else "<u4")
-    first = 8 * config.summary_words // width
+    first = 8 * config.summary_span // width
     references[:, first : first + config.stripes] = block_base
     references[:, first : first + own.shape[1]] = own
     return wide
@@ -208,6 +212,7 @@ def _slot_config(target: SlotConfig, slot: Slot, ids: int, bounds: int, rows: in
     target.forward = slot.plan.chain == "FORWARD"
     target.groups = sum(axis.ends_group for axis in tables.axes)
     target.states = len(tables.state_classes)
+    target.paired = tables.paired
     # Without any row the candidates would be a constant, and the verifier would try them all.
     target.stateful = _stateful(tables.flat) or not tables.axes
     target.state_row = rows + tables.state_row_base

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench.generate import Style, generate
 from bpfilter.analysis import reach
 from bpfilter.analysis.equivalence import Proof, prove
 from bpfilter.analysis.interpret import Path, interpret
@@ -18,6 +19,7 @@ from bpfilter.compiler.layout import AxisKind, ChainTables
 from bpfilter.compiler.plan import ChainPlan
 from bpfilter.ruleset.fields import STATES, Family, Field
 from bpfilter.ruleset.model import RuleRef, Ruleset
+from bpfilter.ruleset.read import read_text
 from tests.analysis.built import (
     ACCEPT,
     DROP,
@@ -160,7 +162,7 @@ Breaking = Callable[[ChainTables], ChainTables]
 def flipped_bit(tables: ChainTables) -> ChainTables:
     blocks = tables.blocks.copy()
     policy = len(tables.ops) - 1
-    first = int(tables.rows[tables.axes[0].row_base, tables.summary_words]) & 0xFFFFFFFF
+    first = int(tables.rows[tables.axes[0].row_base, tables.summary_span]) & 0xFFFFFFFF
     blocks[first, policy // 64] ^= np.uint64(1 << policy % 64)
     return replace(tables, blocks=blocks)
 
@@ -241,7 +243,7 @@ def added_bit(tables: ChainTables) -> ChainTables:
     blocks = tables.blocks.copy()
     entry = len(tables.ops) - 2
     axis = tables.axes[0]
-    first = int(tables.rows[axis.row_base, tables.summary_words]) & 0xFFFFFFFF
+    first = int(tables.rows[axis.row_base, tables.summary_span]) & 0xFFFFFFFF
     assert not int(blocks[first, entry // 64]) >> entry % 64 & 1
     blocks[first, entry // 64] |= np.uint64(1 << entry % 64)
     return replace(tables, blocks=blocks)
@@ -305,6 +307,20 @@ def test_a_broken_table_is_caught_with_an_example_packet(breaking: Breaking, par
     space = plan.flat.space
     path = interpret(source, plan.treatments, hook, space, example.packet, example.state)
     assert path.trace == example.rules
+
+
+@pytest.mark.parametrize("breaking", [None, flipped_bit, hidden_leaf])
+def test_paired_tables_are_proven_or_caught(
+    breaking: Breaking | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bpfilter.compiler.tables.UNPAIRED_WORDS", 0)
+    source = read_text(generate(Style.FW, 60, 1))
+    plan = compiled(source)
+    assert plan.tables.paired
+    tables = breaking(plan.tables) if breaking else plan.tables
+    proof = prove(source, replace(plan, tables=tables))
+    assert proof.complete
+    assert proof.holds == (breaking is None)
 
 
 def test_unsorted_bounds_are_caught() -> None:

@@ -45,6 +45,17 @@ def test_chains_of_several_stripes_give_the_walk_of_the_definition(family: Famil
     assert_agree(flat, [random_packet(rng, flat) for _ in range(60)])
 
 
+@pytest.mark.parametrize("family", list(Family))
+def test_paired_rows_give_the_walk_of_the_definition(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bpfilter.compiler.tables.UNPAIRED_WORDS", 0)
+    flat = random_chain(98, 1500, family)
+    assert build_tables(flat).paired
+    rng = random.Random(6)
+    assert_agree(flat, [random_packet(rng, flat) for _ in range(60)])
+
+
 def test_the_bits_of_a_packet_are_exactly_the_entries_that_hold_it() -> None:
     flat = random_chain(3, 700, Family.IPV4)
     tables = build_tables(flat)

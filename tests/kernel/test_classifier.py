@@ -88,6 +88,12 @@ def test_chains_of_any_length_are_walked_as_written(entries: int, family: Family
 
 
 @pytest.mark.parametrize("family", list(Family))
+def test_paired_rows_are_walked_as_written(family: Family, monkeypatch) -> None:
+    monkeypatch.setattr("bpfilter.compiler.tables.UNPAIRED_WORDS", 0)
+    check(41, family, 900, 60)
+
+
+@pytest.mark.parametrize("family", list(Family))
 def test_forward_sees_the_ttl_after_the_decrement(family: Family) -> None:
     for seed in range(3):
         check(100 + seed, family, 20, 100, "FORWARD")
