@@ -90,7 +90,7 @@ def compare(
     ready = ready or prepare(work)
     packets = chosen(ready, dropped=dropped, match=match, seed=seed, count=pace.packets)
     with (
-        _one_core(),
+        one_core(),
         driver_of(network, packets, work.family) as driver,
         contenders(network, driver, ready, dropped=dropped) as paths,
     ):
@@ -200,7 +200,7 @@ def flood(network: Network, driver: Driver, count: int) -> float:
 
 
 @contextmanager
-def _one_core() -> Iterator[None]:
+def one_core() -> Iterator[None]:
     """This thread stays on the core it is on, so that no round pays for a move."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(before)})

@@ -22,6 +22,8 @@ FLIGHT = SECOND // 4
 PATIENCE = 3 * SECOND
 """A packet that did not arrive after so many ns was dropped."""
 _KEPT = 20
+OUTPUT = "OUTPUT"
+"""The chain whose senders are told of a drop at once."""
 
 
 class Kind(NamedTuple):
@@ -46,7 +48,8 @@ class _Sent:
 
 @dataclass(slots=True)
 class Tally:
-    """The result. `doubtful`: packets around a change of rules, for which both was right."""
+    """The result. `doubtful`: packets around a change of rules, for which both was right;
+    `untold`: packets that did not leave, though their sender was told nothing."""
 
     sent: int = 0
     accepted: int = 0
@@ -55,18 +58,20 @@ class Tally:
     stray: int = 0
     wrongly_accepted: int = 0
     wrongly_dropped: int = 0
+    untold: int = 0
     evidence: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
 
     @property
     def clean(self) -> bool:
-        return not self.wrongly_accepted and not self.wrongly_dropped
+        return not (self.wrongly_accepted or self.wrongly_dropped or self.untold)
 
     def __str__(self) -> str:
         return (
             f"{self.sent} packets: {self.accepted} accepted, {self.dropped} dropped, of these"
             f" {self.doubtful} around a change; {self.wrongly_accepted} wrongly accepted,"
             f" {self.wrongly_dropped} wrongly dropped"
+            f"{f', {self.untold} dropped with no word to their sender' if self.untold else ''}"
         )
 
     def add(self, other: Tally) -> None:
@@ -74,6 +79,7 @@ class Tally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.wrongly_accepted += other.wrongly_accepted
         self.wrongly_dropped += other.wrongly_dropped
+        self.untold += other.untold
         self.evidence += other.evidence
         self.kinds += other.kinds
 
@@ -137,13 +143,23 @@ class Book:
             found.latest = min(found.latest, time.monotonic_ns())
             self._judge(number, found, True)
 
+    def refused(self, number: int) -> None:
+        """The filter dropped the packet, and its sender was told."""
+        with self._lock:
+            found = self._open.pop(number, None)
+            if found is not None:
+                found.latest = time.monotonic_ns()
+                self._judge(number, found, False)
+
     def settle(self, everything: bool = False) -> None:
         """Judge the packets that should have arrived by now."""
         limit = time.monotonic_ns() - PATIENCE
         with self._lock:
             late = [n for n, sent in self._open.items() if everything or sent.latest < limit]
             for number in late:
-                self._judge(number, self._open.pop(number), False)
+                sent = self._open.pop(number)
+                self.tally.untold += sent.kind.chain == OUTPUT
+                self._judge(number, sent, False)
 
     @contextmanager
     def changing(self, new: Mapping[Kind, Verdict]) -> Iterator[None]:

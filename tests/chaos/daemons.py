@@ -2,7 +2,8 @@
 
 HOW is `plain`; `die:N`, which kills the process at the Nth of its points: before and after each
 write to its journal and each start of an iptables-restore; or `wrong:accept`, `wrong:drop`, whose
-dispatch gives every decided packet that verdict.
+dispatch gives every decided packet that verdict; `wrong:output`, whose program at LOCAL_OUT drops
+every packet that it decides.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
+
+from bpfilter.kernel import output
 from bpfilter.rollout.tables import Tables
 
 _WRITES = ("INSERT", "UPDATE", "DELETE", "REPLACE")
@@ -70,10 +74,18 @@ def give_always(verdict: str) -> None:
     Tables.restore = restoring  # type: ignore[method-assign]
 
 
+def drop_output() -> None:
+    """Take every walk of OUTPUT for a plain DROP."""
+    plain_drops = output.plain_drops
+    output.plain_drops = lambda contents: np.ones_like(plain_drops(contents))
+
+
 def main() -> None:
     how, _, detail = sys.argv.pop(1).partition(":")
     if how == "die":
         die_at(int(detail))
+    elif (how, detail) == ("wrong", "output"):
+        drop_output()
     elif how == "wrong":
         give_always(detail.upper())
     from bpfilter.cli.daemon import main as daemon

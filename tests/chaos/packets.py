@@ -10,7 +10,7 @@ from dataclasses import dataclass
 MAGIC = b"chaos\xc5"
 _NUMBER = struct.Struct("!Q")
 UDP, TCP, ICMP, ICMPV6, FRAGMENT = 17, 6, 1, 58, 44
-SYN = 0x02
+FIN, SYN = 0x01, 0x02
 
 
 def stamp(number: int) -> bytes:
@@ -66,16 +66,26 @@ def udp(way: Way, sport: int, dport: int, payload: bytes) -> bytes:
     return head + struct.pack("!H", total) + payload
 
 
-def tcp(way: Way, sport: int, dport: int, payload: bytes, *, sequence: int, bad: bool) -> bytes:
-    """A SYN; `bad`: with a wrong checksum, which conntrack calls INVALID."""
-    head = struct.pack("!HHIIBBH", sport, dport, sequence, 0, 5 << 4, SYN, 8192)
+def tcp(
+    way: Way,
+    sport: int,
+    dport: int,
+    payload: bytes,
+    *,
+    sequence: int,
+    bad: bool = False,
+    flags: int = SYN,
+) -> bytes:
+    """A SYN; `bad`: with a wrong checksum, which conntrack calls INVALID where it arrives."""
+    head = struct.pack("!HHIIBBH", sport, dport, sequence, 0, 5 << 4, flags, 8192)
     length = len(head) + 4 + len(payload)
     total = checksum(way.pseudo(TCP, length) + head + b"\0\0\0\0" + payload)
     return head + struct.pack("!HH", total ^ 0x5555 if bad else total, 0) + payload
 
 
-def icmp(way: Way, kind: int, payload: bytes) -> bytes:
-    head, tail = struct.pack("!BB", kind, 0), struct.pack("!HH", 0x7A7A, 1) + payload
+def icmp(way: Way, kind: int, payload: bytes, identity: int) -> bytes:
+    """A query; packets of one identity are one flow to conntrack."""
+    head, tail = struct.pack("!BB", kind, 0), struct.pack("!HH", identity & 0xFFFF, 1) + payload
     pseudo = way.pseudo(ICMPV6, 4 + len(tail)) if way.v6 else b""
     return head + struct.pack("!H", checksum(pseudo + head + b"\0\0" + tail)) + tail
 

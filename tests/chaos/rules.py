@@ -1,7 +1,8 @@
 """The firewall's rules, and what they say of each kind of packet.
 
 Ports 1000-1999 are accepted (1800-1899 by rules that only iptables can execute), 2000-2999 are
-dropped, and what happens to 3000-3003 changes all the time.
+dropped, and what happens to 3000-3003 changes all the time. OUTPUT has a rule of its own for
+2700-2799.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from tests.chaos.book import Kind, Verdict
 
 CHANGING = (3000, 3001, 3002, 3003)
+BARRED = range(2700, 2800)
 FIXED: Mapping[str, Verdict] = {
     "udp accepted": True,
     "udp with options accepted": True,
@@ -26,10 +28,19 @@ FIXED: Mapping[str, Verdict] = {
     "udp rejected": False,
     "tcp dropped": False,
     "tcp with a bad checksum dropped": False,
+    "tcp with impossible flags dropped": False,
     "icmp of another type dropped": False,
 }
 Port = int
 Rule = tuple[Port, Verdict]
+
+
+_INSIDE = {"INPUT": "-i lo", "FORWARD": "-i v3", "OUTPUT": "-o lo"}
+
+
+def barring() -> str:
+    """The rule that OUTPUT has alone, as iptables-save writes it."""
+    return f"-p udp -m udp --dport {BARRED.start}:{BARRED.stop - 1} -j DROP"
 
 
 def name_of(port: Port) -> str:
@@ -80,14 +91,15 @@ class Rules:
 
     def text(self) -> str:
         """All of it for iptables-restore."""
-        lines = ["*filter", ":INPUT DROP [0:0]", ":FORWARD DROP [0:0]", ":OUTPUT ACCEPT [0:0]",
+        lines = ["*filter", ":INPUT DROP [0:0]", ":FORWARD DROP [0:0]", ":OUTPUT DROP [0:0]",
                  ":SERVICES - [0:0]", ":f2b-chaos - [0:0]"]  # fmt: skip
         for chain in self.chains:
             lines += [f"-A {chain} {_rule(rule)}" for rule in self.top[chain]]
             lines += [
-                f"-A {chain} -i {'lo' if chain == 'INPUT' else 'v3'} -j ACCEPT",
+                f"-A {chain} {_INSIDE[chain]} -j ACCEPT",
                 f"-A {chain} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
                 f"-A {chain} -m conntrack --ctstate INVALID -j DROP",
+                *([f"-A OUTPUT {barring()}"] if chain == "OUTPUT" else []),
                 f"-A {chain} -j SERVICES",
                 *(f"-A {chain} {_rule(rule)}" for rule in self.tail[chain]),
             ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from bpfilter.rollout.journal import Stage
 from tests.chaos.acts import Conductor, Say
 from tests.chaos.book import Tally
+from tests.chaos.local import refused_early
 from tests.chaos.traffic import Traffic
 from tests.chaos.world import World
 
@@ -21,13 +22,16 @@ BACKENDS = ("nft", "legacy")
 
 @dataclass
 class Result:
-    """What one world's run came to. `points`: where its daemon was killed."""
+    """What one world's run came to. `points`: where its daemon was killed; `early`: datagrams of
+    the firewall's own that were looked at while enforcing, and refused with no rule of iptables
+    counting them."""
 
     world: str
     tally: Tally = field(default_factory=Tally)
     acts: dict[str, int] = field(default_factory=dict)
     points: list[int] = field(default_factory=list)
     decided: int = 0
+    early: int = 0
     edits: int = 0
     conversations: int = 0
     trouble: list[str] = field(default_factory=list)
@@ -39,7 +43,8 @@ class Result:
     def __str__(self) -> str:
         lines = (
             f"{self.world}: {self.tally}",
-            f"  {self.decided} packets came to the dispatch with a code; {self.edits} edits,"
+            f"  {self.decided} packets came to the dispatch with a code, {self.early} of the"
+            f" firewall's own were seen to end before iptables; {self.edits} edits,"
             f" {self.conversations} TCP conversations, killed at {len(self.points)} points,"
             f" {self.tally.stray} strays",
             "  " + ", ".join(f"{count} x {name}" for name, count in self.acts.items()),
@@ -92,6 +97,7 @@ def run(
                 conductor.rng.shuffle(order)
             conductor.act("coming to enforce", conductor.enforcing)
             time.sleep(0.5)
+            result.early += refused_early(conductor.world, conductor.traffic.local)
             name = order.pop()
             conductor.act(name, acts[name])
             if time.monotonic() > end + seconds:
@@ -103,6 +109,7 @@ def run(
                 break
         conductor.act("coming to enforce", conductor.enforcing)
         time.sleep(1)
+        result.early += refused_early(conductor.world, conductor.traffic.local)
     return result
 
 
@@ -120,7 +127,8 @@ def plain(backend: str, *, router: bool, seconds: float, seed: int, rate: int) -
 
 
 def wrong(backend: str, verdict: str, *, router: bool, seconds: float, rate: int) -> Result:
-    """The other control: a dispatch that gives every decided packet one verdict."""
+    """The other control: a dispatch that gives every decided packet one verdict; `output`: a
+    program at LOCAL_OUT that drops where it should not."""
     with conducted(backend, router=router, rate=rate, seed=1, say=lambda _: None) as (
         conductor,
         result,

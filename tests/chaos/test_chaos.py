@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.chaos.book import Book, Kind
 from tests.chaos.edits import edits
 from tests.chaos.leak import leaks
 from tests.chaos.run import BACKENDS, plain, run, wrong
@@ -33,6 +34,28 @@ def test_a_wrong_dispatch_is_found(backend: str, verdict: str) -> None:
     assert tally.evidence
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_wrong_program_at_output_is_found(backend: str) -> None:
+    tally = wrong(backend, "output", router=backend == "legacy", seconds=1, rate=200).tally
+    assert tally.wrongly_dropped > 10, tally
+    assert not tally.wrongly_accepted, "it can only drop"
+    assert all("OUTPUT" in line for line in tally.evidence)
+
+
+def test_a_packet_that_vanishes_without_its_sender_being_told_is_found() -> None:
+    kinds = {name: Kind(name, 4, "udp dropped") for name in ("INPUT", "OUTPUT")}
+    book = Book(dict.fromkeys(kinds.values(), False))
+    for kind in kinds.values():
+        for tell in (True, False):
+            number = book.number()
+            book.sending(number, kind)
+            if tell:
+                book.refused(number)
+    book.settle(everything=True)
+    assert book.tally.untold == 1, "of OUTPUT alone"
+    assert not book.tally.clean
+
+
 @pytest.mark.parametrize(
     ("backend", "acts", "points"),
     [
@@ -48,6 +71,7 @@ def test_every_packet_gets_its_verdict_whatever_happens(
     )
     assert result.good, result
     assert result.decided > 0
+    assert result.early > 0
     assert result.points == list(points)
 
 

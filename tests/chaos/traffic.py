@@ -18,9 +18,10 @@ from collections import deque
 from collections.abc import Iterator
 
 from tests.chaos import packets
-from tests.chaos.book import FLIGHT, Kind
+from tests.chaos.book import FLIGHT, OUTPUT, Kind
+from tests.chaos.local import Local
 from tests.chaos.namespaces import entered
-from tests.chaos.packets import TCP, UDP
+from tests.chaos.packets import TCP, UDP, Way
 from tests.chaos.rules import CHANGING, name_of
 from tests.chaos.world import World
 
@@ -29,8 +30,17 @@ _ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 _BUFFER = 1 << 23
 _BURST_SECONDS = 0.02
 LISTENING, DEAF = 1001, 2001
+_FLAWS = {False: ("a bad checksum", "impossible flags"), True: ("impossible flags",)}
+"""What conntrack calls INVALID in a packet, by whether it is the firewall's own (whose checksum
+it takes for right)."""
 _CLIENT_PORTS = range(50_000, 60_000)
 _SOL_PACKET, _PACKET_STATISTICS, _RCVBUFFORCE = 263, 6, 33
+_ONLY_ASKED = {
+    packets.ICMP: [(255, 1, struct.pack("=I", ~(1 << 8 | 1 << 13) & 0xFFFFFFFF))],
+    packets.ICMPV6: [(58, 1, struct.pack("=8I", *[0xFFFFFFFF] * 4, ~(1 | 1 << 11) & 0xFFFFFFFF,
+                                         *[0xFFFFFFFF] * 3))],
+}  # fmt: skip
+"""ICMP_FILTER (raw(7)), ICMP6_FILTER (RFC 3542): no answers, which quote what they answer."""
 _ABORT = struct.pack("ii", 1, 0)
 """SO_LINGER: close sends a RST at once, so that no retransmission follows later."""
 
@@ -40,6 +50,8 @@ def _raw(namespace: str, family: int, protocol: int) -> socket.socket:
         kind = socket.AF_INET if family == 4 else socket.AF_INET6
         opened = socket.socket(kind, socket.SOCK_RAW, protocol)
     opened.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _BUFFER)
+    for level, option, blocked in _ONLY_ASKED.get(protocol, ()):
+        opened.setsockopt(level, option, blocked)
     opened.setblocking(False)
     return opened
 
@@ -83,6 +95,7 @@ class Traffic:
         self._sockets.append(self._wire)
         self._listen(self._tap, None)
         self._servers = list(self._serving())
+        self.local = Local(world)
         for work in (self._send, self._receive, self._converse, self._answer):
             thread = threading.Thread(target=self._guarded, args=(work,), daemon=True)
             thread.start()
@@ -100,6 +113,7 @@ class Traffic:
             self.trouble.append(f"the tap lost {lost} packets")
         for opened in (*self._sockets, *self._servers):
             opened.close()
+        self.local.close()
         self._selector.close()
 
     def pause(self) -> None:
@@ -153,19 +167,26 @@ class Traffic:
         chain = self._rng.choice(list(self._world.receivers))
         family = self._rng.choice((4, 6))
         number = self._world.book.number()
-        name, sent = self._make(chain, family, number)
-        self._emit(number, Kind(chain, family, name), sent)
+        way = self._rng.choice(self._world.ways(chain, family))
+        name, sent = self._make(chain, way, number)
+        self._emit(number, Kind(chain, family, name), way, sent)
 
     def probe(self, chain: str, family: int, port: int, name: str) -> int:
         """Send one UDP packet now; its number, whose arrival the book then knows."""
         number, way = self._world.book.number(), self._world.way(chain, family)
         self._world.book.awaited(number)
         body = packets.udp(way, 9_999, port, packets.stamp(number))
-        self._emit(number, Kind(chain, family, name), [packets.ip(way, UDP, body)])
+        self._emit(number, Kind(chain, family, name), way, [packets.ip(way, UDP, body)])
         return number
 
-    def _emit(self, number: int, kind: Kind, sent: list[bytes]) -> None:
+    def _emit(self, number: int, kind: Kind, way: Way, sent: list[bytes]) -> None:
         world, family = self._world, kind.family
+        if kind.chain == OUTPUT:
+            try:
+                self.local.send(number, kind, way, sent)
+            except OSError as error:
+                self.trouble.append(f"the firewall could not send: {error}")
+            return
         world.book.sending(number, kind)
         head = world.macs["v1"] + world.macs["p1"] + struct.pack("!H", _ETHERTYPE[family])
         try:
@@ -176,9 +197,9 @@ class Traffic:
             world.book.unsent(number)
         world.book.sent(number)
 
-    def _make(self, chain: str, family: int, number: int) -> tuple[str, list[bytes]]:
+    def _make(self, chain: str, way: Way, number: int) -> tuple[str, list[bytes]]:
         """A random packet: the name of its kind, and its frames' contents."""
-        rng, way = self._rng, self._world.way(chain, family)
+        rng, family = self._rng, 6 if way.v6 else 4
         data = packets.stamp(number)
         self._sport = 10_000 + (self._sport - 9_999) % 30_000
         sport, good = self._sport, rng.random() < 0.5
@@ -202,16 +223,19 @@ class Traffic:
             name = "udp by a dynamic rule accepted" if good else "udp rejected"
             return name, [packets.ip(way, UDP, packets.udp(way, sport, port, data))]
         if form < 11:
-            bad = rng.random() < 0.2
-            body = packets.tcp(way, sport, port, data, sequence=number & 0xFFFFFFFF, bad=bad)
-            name = "tcp with a bad checksum dropped" if bad else f"tcp {verdict}"
-            return name, [packets.ip(way, TCP, body)]
+            flaw = rng.choice(["", "", "", "", *_FLAWS[chain == OUTPUT]])
+            flags = packets.SYN | (packets.FIN if "flags" in flaw else 0)
+            bad = "checksum" in flaw
+            body = packets.tcp(way, sport, port, data, sequence=number & 0xFFFFFFFF,
+                               bad=bad, flags=flags)  # fmt: skip
+            return (f"tcp with {flaw} dropped" if flaw else f"tcp {verdict}",
+                    [packets.ip(way, TCP, body)])  # fmt: skip
         if family == 6:
             kind, protocol = 128 if good else 139, packets.ICMPV6
         else:
             kind, protocol = 8 if good else 13, packets.ICMP
         name = "echo request accepted" if good else "icmp of another type dropped"
-        return name, [packets.ip(way, protocol, packets.icmp(way, kind, data))]
+        return name, [packets.ip(way, protocol, packets.icmp(way, kind, data, number))]
 
     # What arrives.
 
@@ -341,8 +365,18 @@ class Traffic:
                 continue
             chain, family = rng.choice(list(self._world.receivers)), rng.choice((4, 6))
             with contextlib.suppress(OSError):
-                self._talk(self._world.address(chain, family), family, sport, rng)
+                if chain == OUTPUT:
+                    self._talk_ourselves(family, rng)
+                else:
+                    self._talk(self._world.address(chain, family), family, sport, rng)
             self._ending.wait(0.05)
+
+    def _talk_ourselves(self, family: int, rng: random.Random) -> None:
+        """The firewall calls."""
+        deaf = rng.random() < 0.3
+        kind = Kind(OUTPUT, family, f"tcp {'dropped' if deaf else 'accepted'}")
+        way = rng.choice(self._world.ways(OUTPUT, family))
+        self.conversations += self.local.talk(way, DEAF if deaf else LISTENING, kind, rng)
 
     def _talk(self, address: str, family: int, sport: int, rng: random.Random) -> None:
         with entered(self._world.peer):

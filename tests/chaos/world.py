@@ -1,7 +1,8 @@
 """A firewall between namespaces, its rules, its traffic and the book about it.
 
 A *host* has one neighbour, `peer`. A *router* has another side behind it, `back`, too: the peer
-sends to the router itself (INPUT) and through it (FORWARD).
+sends to the router itself (INPUT) and through it (FORWARD). Either firewall sends to all its
+neighbours (OUTPUT).
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.chaos.book import Book, Kind, Verdict
+from tests.chaos.book import OUTPUT, Book, Kind, Verdict
 from tests.chaos.namespaces import entered
 from tests.chaos.packets import Way, way
-from tests.chaos.rules import Rules
+from tests.chaos.rules import Rules, barring
 from tests.rollout.network import call, run
 
 _COUNT = itertools.count()
@@ -40,8 +41,8 @@ class World:
         self.fw, self.peer, self.back = f"{tag}f", f"{tag}p", f"{tag}b"
         self.backend = backend
         self.router = router
-        chains = ("INPUT", "FORWARD") if router else ("INPUT",)
-        self.rules = {family: Rules(family, chains, filler) for family in (4, 6)}
+        self.inbound = ("INPUT", "FORWARD") if router else ("INPUT",)
+        self.rules = {family: Rules(family, (*self.inbound, OUTPUT), filler) for family in (4, 6)}
         self.book = Book(self._verdicts())
         self.lock = threading.Lock()
 
@@ -59,15 +60,25 @@ class World:
 
     @property
     def receivers(self) -> Mapping[str, str]:
-        """Chain → the namespace in which what it accepted arrives."""
-        return {"INPUT": self.fw, "FORWARD": self.back} if self.router else {"INPUT": self.fw}
+        """Chain → the namespace in which what it accepted arrives.
+
+        What a router sends behind itself arrives where FORWARD's packets do.
+        """
+        places = {"INPUT": self.fw, "FORWARD": self.back, OUTPUT: self.peer}
+        return {chain: places[chain] for chain in (*self.inbound, OUTPUT)}
 
     def address(self, chain: str, family: int) -> str:
-        """Whom the peer writes to so that this chain judges it."""
-        return (FIREWALL if chain == "INPUT" else BACK)[family]
+        """Whom the peer, or for OUTPUT the firewall, writes to so that this chain judges it."""
+        return {"INPUT": FIREWALL, "FORWARD": BACK, OUTPUT: PEER}[chain][family]
 
     def way(self, chain: str, family: int) -> Way:
-        return way(PEER[family], self.address(chain, family))
+        source = FIREWALL if chain == OUTPUT else PEER
+        return way(source[family], self.address(chain, family))
+
+    def ways(self, chain: str, family: int) -> Sequence[Way]:
+        """All that this chain judges: a router's own packets leave on both sides."""
+        behind = [way(INSIDE[family], BACK[family])] if self.router and chain == OUTPUT else []
+        return [self.way(chain, family), *behind]
 
     def __enter__(self) -> World:
         try:
@@ -82,6 +93,7 @@ class World:
             if self.router:
                 self._pair("v3", "b1", self.back, INSIDE, BACK)
                 self._routes()
+            self._neighbours()
             self.macs = {"v1": self._mac(self.fw, "v1"), "p1": self._mac(self.peer, "p1")}
             self.restore()
         except BaseException:
@@ -113,6 +125,17 @@ class World:
             words = ["ip", f"-{family}", "-n"]
             call(*words, self.back, "route", "replace", "default", "via", INSIDE[family])
             call(*words, self.peer, "route", "replace", "default", "via", FIREWALL[family])
+
+    def _neighbours(self) -> None:
+        """What the firewall sends shall not wait for an answer that its own rules may drop."""
+        sides = [("v1", self.peer, "p1", PEER)]
+        if self.router:
+            sides.append(("v3", self.back, "b1", BACK))
+        for device, namespace, there, addresses in sides:
+            mac = self._mac(namespace, there).hex(":")
+            for address in addresses.values():
+                call("ip", "-n", self.fw, "neigh", "replace", address, "lladdr", mac,
+                     "dev", device, "nud", "permanent")  # fmt: skip
 
     def _mac(self, namespace: str, device: str) -> bytes:
         with entered(namespace), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as probe:
@@ -167,7 +190,8 @@ class World:
         """Wait until both sides answer the peer again, after an interface was down."""
         if self.router:
             self._routes()
-        for chain in self.receivers:
+        self._neighbours()
+        for chain in self.inbound:
             for family in (4, 6):
                 words = ["ping", "-n", "-q", "-c", "1", "-W", "1", self.address(chain, family)]
                 for _ in range(10):
@@ -177,12 +201,20 @@ class World:
 
     def decided(self) -> int:
         """How many packets our dispatch was given with a code so far, since it was installed."""
+        return self._counted("-A (INPUT|FORWARD) .* -j BPF-")
+
+    def barred(self) -> int:
+        """How many packets iptables dropped by the rule that OUTPUT has alone."""
+        return self._counted(f"-A OUTPUT {re.escape(barring())}$")
+
+    def _counted(self, pattern: str) -> int:
+        """Packets at the rules that match, of both families."""
         total = 0
         for family in self.rules:
             with entered(self.fw):
                 saved = run(f"{_TOOL[family]}-{self.backend}-save", "-c", "-t", "filter").stdout
             for line in saved.splitlines():
-                if re.search("-A (INPUT|FORWARD) .* -j BPF-", line):
+                if re.search(pattern, line):
                     with suppress(ValueError):
                         total += int(line[1 : line.index(":")])
         return total
