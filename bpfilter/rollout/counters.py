@@ -22,6 +22,7 @@ from bpfilter.rollout.journal import Stage, running
 from bpfilter.rollout.prepare import find_backend
 from bpfilter.rollout.tables import Tables
 from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.lexer import lines_of
 from bpfilter.ruleset.model import Backend, Chain, Counters, RuleRef, Ruleset
 from bpfilter.ruleset.read import read_text
 from bpfilter.ruleset.writer import rule_words
@@ -130,7 +131,7 @@ def copies(save: str) -> Mapping[str, tuple[int, int]]:
     """What our chains counted, by the rules' words."""
     mine = set(ours.contents(save))
     found: dict[str, tuple[int, int]] = {}
-    for line in save.splitlines():
+    for line in lines_of(save):
         counted = _COUNTED.fullmatch(line.rstrip())
         if counted is not None and counted[3] in mine:
             packets, size = found.get(counted[4], (0, 0))

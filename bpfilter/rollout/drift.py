@@ -14,6 +14,7 @@ from functools import lru_cache
 from bpfilter.rollout import ours
 from bpfilter.rollout.mark import WRITERS
 from bpfilter.ruleset.edited import plain
+from bpfilter.ruleset.lexer import lines_of
 
 _WRITES_MARKS = re.compile(rf"-j (?:{'|'.join(sorted(WRITERS))})\b")
 
@@ -65,7 +66,7 @@ class Fingerprint:
 def _fingerprint(save: str) -> Fingerprint:
     """Kept for the texts that the daemon sees again every second: one per family and backend."""
     rules = ours.strip(save)
-    writers = frozenset(line for line in rules.splitlines() if _WRITES_MARKS.search(line))
+    writers = frozenset(line for line in lines_of(rules) if _WRITES_MARKS.search(line))
     return Fingerprint(_digest(rules), _digest(save), writers)
 
 

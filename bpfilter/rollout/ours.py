@@ -19,6 +19,7 @@ from functools import lru_cache
 from itertools import takewhile
 
 from bpfilter.errors import RolloutError
+from bpfilter.ruleset.lexer import lines_of
 
 ENTRY_PREFIX = "BPF-"
 _ENTRIES = frozenset({"BPF-INPUT", "BPF-FORWARD"})
@@ -271,7 +272,7 @@ def _asked(callers: Sequence[tuple[str, str]] | None, mask: str) -> bool:
 
 def _lines(save: str) -> Iterator[tuple[str, str]]:
     table = ""
-    for line in save.splitlines():
+    for line in lines_of(save):
         if line.startswith("*"):
             table = line[1:].strip()
         yield table, line

@@ -28,6 +28,7 @@ from bpfilter.rollout.scope import Scope
 from bpfilter.rollout.tables import Tables, all_tables
 from bpfilter.ruleset.faithful import faithful
 from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.lexer import lines_of
 from bpfilter.ruleset.live import is_populated, read_live, read_printed
 from bpfilter.ruleset.model import Backend, Ruleset
 from bpfilter.ruleset.read import read_text
@@ -219,7 +220,7 @@ def _prepare(
     outputs: dict[Family, Plan] = {}
     proofs: dict[Family, Proofs] = {}
     for family, save in saves.items():
-        if "*filter" not in save.splitlines():
+        if "*filter" not in lines_of(save):
             continue
         plan, proofs[family] = _plan(tables[family], save, chains, force, kept, known)
         plans[family], output = _split(plan)
@@ -294,7 +295,7 @@ def _reached(
     if host_forwards(family):
         return chains
     rules = ours.strip(save).partition("*filter\n")[2].partition("COMMIT\n")[0]
-    has_rules = any(line.startswith("-A FORWARD ") for line in rules.splitlines())
+    has_rules = any(line.startswith("-A FORWARD ") for line in lines_of(rules))
     if ("filter", "FORWARD") in chains and has_rules:
         kept.append(
             f"{family} FORWARD stays with iptables: this host does not forward"

@@ -13,6 +13,7 @@ from bpfilter.errors import RolloutError
 from bpfilter.rollout import ours
 from bpfilter.rollout.dispatch import Dispatch
 from bpfilter.ruleset.fields import Family
+from bpfilter.ruleset.lexer import lines_of
 from bpfilter.ruleset.model import Backend
 from bpfilter.ruleset.tools import find, no_legacy_tables, run, tool
 
@@ -50,7 +51,7 @@ class Tables:
         name = tool(self.family, self.backend, "save")
         code, output, errors = run(name, ["-c"] if counters else [])
         text = output.decode("utf-8", "surrogateescape")
-        lines = text.splitlines()
+        lines = lines_of(text)
         tables, commits = sum(line.startswith("*") for line in lines), lines.count("COMMIT")
         if code != 0 or tables != commits:
             raise RolloutError(

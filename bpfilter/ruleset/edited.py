@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from bpfilter.errors import RulesetRefused, TooMuchEdited
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.grammar import parse
+from bpfilter.ruleset.lexer import lines_of
 from bpfilter.ruleset.model import Backend, Rule, Ruleset
 
 _MOST_LINES = 512
 _CHAIN = re.compile(r":(\S+) (\S+)")
 _RULE = re.compile(r"(?:\[\d+:\d+\] )?-A (\S+)")
-_COUNTERS = re.compile(r"^\[\d+:\d+\] | \[\d+:\d+\]$", re.MULTILINE)
-_COMMENT = re.compile(r"^#.*\n?", re.MULTILINE)
+_COUNTERS = re.compile(r"^\[\d+:\d+\] | \[\d+:\d+\]$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,13 @@ class Edit:
 
 
 def plain(save: str) -> str:
-    """The text of iptables-save without comments and counters."""
-    return _COUNTERS.sub("", _COMMENT.sub("", save))
+    """The text of iptables-save without comments and counters; it ends with a line's end."""
+    lines = [
+        line if line[:1] == "-" else _COUNTERS.sub("", line)
+        for line in lines_of(save)
+        if line[:1] != "#"
+    ]
+    return "\n".join([*lines, ""])
 
 
 def edit_between(before: str, after: str, family: Family, backend: Backend) -> Edit | None:
@@ -78,7 +83,7 @@ class _Chain:
 def _tables(text: str) -> dict[str, list[str]]:
     tables: dict[str, list[str]] = {}
     current: list[str] = []
-    for line in text.splitlines():
+    for line in lines_of(text):
         if line.startswith("*"):
             current = tables.setdefault(line[1:].strip(), [])
         elif line and line != "COMMIT":

@@ -63,3 +63,11 @@ def quote(word: str) -> str:
     if _PLAIN.fullmatch(word):
         return word
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of iptables-save text, which end with "\\n" alone.
+
+    `str.splitlines` would also split comments and prefixes at characters that people may put there.
+    """
+    return text.removesuffix("\n").split("\n")

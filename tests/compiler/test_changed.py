@@ -159,6 +159,14 @@ def test_too_many_edits_are_refused() -> None:
         hulls_between(TEXT, TEXT.replace("-A jail -j RETURN\n", bans + "-A jail -j RETURN\n"))
 
 
+def test_a_comment_ends_where_it_ends() -> None:
+    """Characters at which Python would begin a new line may stand in comments."""
+    odd = '-A jail -p udp -m comment --comment "a\x0b*nat\x0b#b\u2028:c" -j {}\n-A jail -j RETURN\n'
+    drop, accept = (TEXT.replace("-A jail -j RETURN\n", odd.format(v)) for v in ("DROP", "ACCEPT"))
+    assert hulls_between(plain(drop), plain(accept)) == (hull(protocols=(17, 17)),)
+    assert hulls_between(TEXT, plain(drop)) == (hull(protocols=(17, 17)),)
+
+
 def test_counters_and_comments_are_no_edit() -> None:
     counted = TEXT.replace(":INPUT DROP", "# a comment\n:INPUT DROP [12:345]")
     counted = counted.replace("-A jail -j", "[7:8] -A jail -j")

@@ -28,7 +28,7 @@ from tests.rollout.early_host import Host, eventually, ruleset
 from tests.rollout.network import PEER4, Iptables, Net, entered
 from tests.rollout.serving import REQUEST, reached, served, until
 from tests.rollout.test_service import ENFORCE, kinds
-from tests.rollout.test_stages import BACKENDS, FATES, load, outcome
+from tests.rollout.test_stages import BACKENDS, FATES, load, outcome, shape
 
 pytestmark = pytest.mark.kernel
 
@@ -114,6 +114,24 @@ def test_a_rule_above_our_jump_is_gone_round_as_well(
         edit(tables, f"-D f2b -s {PEER4}/32 -j DROP")
         assert rollout.tick() is None
         assert outcome(net, tables) == (FATES, 3)
+
+
+@BACKENDS
+def test_comments_may_hold_what_looks_like_lines(
+    net: Net, backend: Backend, journal: Journal
+) -> None:
+    tables = load(net, backend)
+    odd = '-I SERVICES -p udp -m udp --dport 4004 -m comment --comment "a\x0b*nat\x0b#b" -j {}'
+    edit(tables, odd.format("DROP"))
+    before = shape(tables)
+    with enforcing(net, journal) as rollout:
+        assert outcome(net, tables) == (FATES, 0)
+        edit(tables, "-D SERVICES 1", odd.format("ACCEPT"))
+        assert rollout.tick() is None and rollout.behind is not None
+        assert outcome(net, tables) == ([3, 3, 0, 3], 3)
+        edit(tables, "-D SERVICES 1", odd.format("DROP"))
+        assert rollout.tick() is None and rollout.behind is None
+    assert shape(tables) == before
 
 
 STOPS = {
