@@ -52,7 +52,9 @@ def document(results: Results, seed: int) -> dict[str, object]:
         "rows": [row.as_dict() for row in results.rows],
         "compiled": [asdict(one) for one in results.compiled],
         "edits": [asdict(edit) for edit in results.edits],
-        "streams": results.streams,
+        "streams": {
+            path: [asdict(turn) for turn in turns] for path, turns in results.streams.items()
+        },
         "goals": [{**asdict(goal), "met": goal.met} for goal in goals(results)],
     }
 

@@ -50,8 +50,13 @@ class Network(Namespaces):
         self.run(f"{tool}-{backend}-restore", *words, stdin=text)
 
     def clear(self, backend: str, family: Family = Family.IPV4) -> None:
-        """Remove every rule of one backend on the filtering side."""
-        empty = "*filter\nCOMMIT\n*security\nCOMMIT\n"
+        """Remove every rule of one backend on the filtering side.
+
+        Legacy keeps its tables, and what a policy was, until it is given another one.
+        """
+        names = ("INPUT", "FORWARD", "OUTPUT") if backend == "legacy" else ()
+        policies = "".join(f":{name} ACCEPT [0:0]\n" for name in names)
+        empty = "".join(f"*{table}\n{policies}COMMIT\n" for table in ("filter", "security"))
         self.restore(backend, empty, family=family)
 
     def run(self, *words: str, stdin: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,17 +11,19 @@ import numpy as np
 import pytest
 
 from bench.compare import Pace, Row, compare, rows_of
-from bench.contenders import prepare
+from bench.contenders import BACKENDS, prepare
 from bench.facebook import translated
 from bench.frames import FRAMES, Match, frame, headers
 from bench.goals import Results, goals
-from bench.history import load_baseline, ratios, regressions, save_baseline
+from bench.history import document, load_baseline, ratios, regressions, save_baseline
 from bench.network import Network
+from bench.paired import Stream, kept_rate, share
 from bench.plot import cost_plot
 from bench.report import markdown
 from bench.workloads import Kind, from_file, workload
 from bpfilter.compiler.compile import compile_ruleset
 from bpfilter.compiler.walk import walk
+from bpfilter.demo.network import inside
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.read import read_text
 
@@ -146,3 +149,49 @@ def test_all_contenders_judge_the_same_packets(dropped: bool, family: Family) ->
     assert {"plain nft", "iptables-legacy", "bpf dispatch nft"} <= paths
     assert ("bpf xdp" in paths) == dropped
     assert all(row.ns_per_packet > 0 for row in rows)
+
+
+def test_paired_rounds_tell_or_leave_it_open() -> None:
+    """Nine rounds: the second smallest and second largest bound the median (sign test, 96 %)."""
+    base = [10.0] * 9
+    ratios = [0.9, 0.98, 0.98, 0.985, 0.99, 0.99, 1.0, 1.0, 1.2]
+    kept = share([10 * ratio for ratio in ratios], base)
+    assert kept is not None
+    assert (kept.median, kept.low, kept.high) == pytest.approx((0.99, 0.98, 1.0))
+    assert kept.keeps(0.97) is True
+    assert kept.keeps(0.985) is None
+    assert kept.keeps(1.01) is False
+    assert share(base[:5], base[:5]) is None, "five rounds bound nothing"
+    six = share([9.0, 10, 10, 10, 10, 11], base[:6])
+    assert six is not None
+    assert (six.low, six.high) == pytest.approx((0.9, 1.1))
+
+
+def test_a_stream_is_judged_by_processor_time_and_kept_in_the_history() -> None:
+    """The rates are those of a busy machine and say nothing; the costs say it plainly."""
+    noisy = [5.0, 9.0, 3.0, 7.0, 6.0, 4.0, 8.0]
+    turns = {
+        "no filter": [Stream(rate, 0.10) for rate in noisy],
+        "enforce": [Stream(rate, 0.102) for rate in reversed(noisy)],
+        "shadow": [Stream(rate, cost) for rate, cost in zip(noisy, noisy, strict=True)],
+    }
+    kept = kept_rate(turns["enforce"], turns["no filter"])
+    assert kept is not None
+    assert kept.keeps(0.97) is None
+    run = Results(streams=turns)
+    met = {goal.what: goal.met for goal in goals(run) if "established TCP" in goal.what}
+    assert list(met.values()) == [False, None, True], "shadow, canary (not measured), enforce"
+    assert json.loads(json.dumps(document(run, 1)))["streams"]["enforce"][0]["cost"] == 0.102
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_filter_that_is_cleared_drops_nothing(backend: str) -> None:
+    """A policy outlives its rules in legacy, and would judge the packets of the next path."""
+    with Network() as network:
+        network.restore(backend, "*filter\n:INPUT DROP [0:0]\n-A INPUT -p tcp -j DROP\nCOMMIT\n")
+        network.clear(backend)
+        with inside(network.filter):
+            done = subprocess.run([f"iptables-{backend}-save"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "DROP" not in done.stdout

@@ -1,0 +1,66 @@
+"""Two paths measured in the same rounds: what one keeps of the other, and how surely. Pure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LEAST = 0.97
+"""Of its rate an established stream is to keep in every stage."""
+_CHANCE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Of one turn: Gbit/s that arrived, and the processor time of a byte in ns, at the dearer end.
+
+    A stream on one machine is bound by the processor, so a quiet one keeps of its rate what it
+    keeps of the inverse of its cost; the cost says so on a machine that is not quiet too, for what
+    others take of the processor is no part of it.
+    """
+
+    rate: float
+    cost: float
+
+
+def kept_rate(ours: Sequence[Stream], theirs: Sequence[Stream]) -> Share | None:
+    """By the rates that were measured."""
+    return share([one.rate for one in ours], [one.rate for one in theirs])
+
+
+def kept_cost(ours: Sequence[Stream], theirs: Sequence[Stream]) -> Share | None:
+    """By processor time: the rate that it allows."""
+    return share([1 / one.cost for one in ours], [1 / one.cost for one in theirs])
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a path keeps of another's rate: the median of the rounds, and its confidence bounds."""
+
+    median: float
+    low: float
+    high: float
+
+    def keeps(self, bound: float) -> bool | None:
+        """Whether it is at least so much; None if these rounds do not tell."""
+        if self.low >= bound:
+            return True
+        return False if self.high < bound else None
+
+
+def share(ours: Sequence[float], theirs: Sequence[float]) -> Share | None:
+    """Of paired rounds; None with fewer than six, of which not even the extremes bound a median.
+
+    By the sign test, for ratios of any distribution: the k-th smallest and largest bound the
+    median where a fair coin falls fewer than k times on one side with a chance of at most 2.5 %.
+    """
+    ratios = sorted(one / other for one, other in zip(ours, theirs, strict=True))
+    n = len(ratios)
+    below = itertools.accumulate(math.comb(n, k) / 2**n for k in range(n // 2))
+    outside = sum(chance <= _CHANCE / 2 for chance in below)
+    if not outside:
+        return None
+    return Share(statistics.median(ratios), ratios[outside - 1], ratios[-outside])
