@@ -97,6 +97,6 @@ def _run(image: Image, seed: int, packets: int, repeat: int, rounds: int) -> _Ru
                 "the program did not decide the packets: the lease ran out or rules changed",
                 hint="run the benchmark with fewer rounds, and leave the host's rules alone",
             )
-        contents = classifier.contents
-        counts = _COUNT * contents.counter_stride * (os.cpu_count() or 1)
-    return _Run(loaded, contents.nbytes + counts, timing)
+        tables = classifier.table_bytes
+        counts = _COUNT * classifier.contents.counter_stride * (os.cpu_count() or 1)
+    return _Run(loaded, tables + counts, timing)

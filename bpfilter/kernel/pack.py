@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,11 @@ class Contents:
     def counter_stride(self) -> int:
         """Counts from one CPU's row of counters to the next: rows begin with a cache line."""
         return -(-self.counters // _COUNTS_PER_LINE) * _COUNTS_PER_LINE
+
+    def without_tables(self) -> Contents:
+        """For who has written the tables into maps and goes on counting by the rest."""
+        none = self.rows[:0].copy()
+        return replace(self, ids=self.ids[:0].copy(), bounds=none, rows=none, blocks=none)
 
     @property
     def nbytes(self) -> int:

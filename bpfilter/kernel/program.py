@@ -98,7 +98,8 @@ class Classifier:
 
     def __init__(self, loaded: BpfObject, contents: Contents, options: Options) -> None:
         self._object = loaded
-        self.contents = contents
+        self.table_bytes = contents.nbytes
+        self.contents = contents.without_tables()
         self.options = options
         self._stack = ExitStack()
         self._stack.callback(loaded.close)

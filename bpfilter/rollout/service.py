@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bpfilter.errors import BpfilterError, RolloutError
-from bpfilter.rollout import detail, enforced, ours, wishes
-from bpfilter.rollout.apart import give_back
+from bpfilter.rollout import detail, enforced, wishes
 from bpfilter.rollout.comparison import unjudged
 from bpfilter.rollout.ending import Ending, GuardTripped, Unconfirmed
 from bpfilter.rollout.gates import Gate, judge
@@ -29,6 +28,7 @@ from bpfilter.rollout.pace import FIRST, Pace
 from bpfilter.rollout.planner import Planner
 from bpfilter.rollout.prepare import Prepared
 from bpfilter.rollout.record import boot_id
+from bpfilter.rollout.rest import rest
 from bpfilter.rollout.stages import Request, Rollout
 from bpfilter.rollout.status import STATUS, Situation, document
 from bpfilter.rollout.teardown import teardown
@@ -233,7 +233,7 @@ class Service:
             self._started = True
             self._settled(self.goal)
         self._publish()
-        _rest()
+        rest()
 
     def _check_goal(self, goal: Goal, prepared: Prepared) -> None:
         for sentence in prepared.notices():
@@ -311,7 +311,7 @@ class Service:
         self._next_tick = time.monotonic() + RENEW_SECONDS
         self._event("followed", f"in force again after {time.monotonic() - began:.2f} s")
         self._publish()
-        _rest()
+        rest()
 
     def _advance(self) -> None:
         """Look at the gates, and go on to the goal when all are open."""
@@ -362,7 +362,7 @@ class Service:
             self._settled(goal)
         self._gates = ()
         self._event("stage", f"stage {goal.stage}" + self._until())
-        _rest()
+        rest()
 
     def _put_pending(self, deadline: int) -> None:
         document = {"id": self.goal.confirm_id, "deadline": deadline, "boot": boot_id()}
@@ -441,9 +441,3 @@ class Service:
         )
         self._journal.put(STATUS, document(self.rollout, situation))
         enforced.keep(self._journal, self.rollout)
-
-
-def _rest() -> None:
-    """Keep nothing for long that only stage changes need."""
-    ours.forget_texts()
-    give_back()

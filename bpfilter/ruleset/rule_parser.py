@@ -85,6 +85,13 @@ def parse_rule(
     return _parse(tuple(words), user_chains.intersection(words), family, lenient)
 
 
+def forget_rules(most: int) -> None:
+    """Let go of what was parsed, if that is more than so many rules: it takes a kilobyte each."""
+    if _parse.cache_info().currsize > most:
+        for known in (_parse, _header_value, _match):
+            known.cache_clear()
+
+
 @lru_cache(maxsize=_KEPT)
 def _parse(
     words: tuple[str, ...], user_chains: frozenset[str], family: Family, lenient: bool
