@@ -37,7 +37,7 @@ from bpfilter.rollout.stages import Request, Rollout
 
 SERVER, CLIENT = "10.123.0.1", "10.123.0.2"
 _PORT = 5201
-_BYTES, _EACH = "256M", 5
+_BYTES, _EACH, _TRIES = "256M", 5, 3
 _HEAD = (
     "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
     f"-p tcp -m tcp --dport {_PORT} -j ACCEPT",
@@ -141,20 +141,24 @@ def _path(network: Network, backend: str, text: str, stage: Stage | None) -> Ite
 
 
 def _stream(network: Network, path: str) -> Stream:
+    """One stream; LabError if it stalls, or iperf3 says several times that it failed."""
     cores = sorted(os.sched_getaffinity(0))
     command = ["ip", "netns", "exec", network.sender, "iperf3", "--client", SERVER]
     options = ["--port", str(_PORT), "--bytes", _BYTES, "--json",
                "--affinity", f"{cores[0]},{cores[-1]}"]  # fmt: skip
-    try:
-        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=30)
-    except subprocess.TimeoutExpired:
-        raise LabError(f"the stream stalled: {path}", hint="run it again; else a fault") from None
-    if done.returncode != 0:
-        raise LabError(f"iperf3: {done.stdout}{done.stderr}", hint="is the port free?")
-    end = json.loads(done.stdout)["end"]
-    usage, received = end["cpu_utilization_percent"], end["sum_received"]
-    dearer = max(usage["host_total"], usage["remote_total"]) / 100 * received["seconds"]
-    return Stream(received["bits_per_second"] / 1e9, dearer * 1e9 / received["bytes"])
+    for _ in range(_TRIES):
+        try:
+            done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=30)
+        except subprocess.TimeoutExpired:
+            raise LabError(f"the stream stalled: {path}", hint="run it again") from None
+        # With status 0 it may still have failed to fetch the other end's figures.
+        end = json.loads(done.stdout or "{}").get("end", {})
+        if usage := end.get("cpu_utilization_percent"):
+            received = end["sum_received"]
+            dearer = max(usage["host_total"], usage["remote_total"]) / 100 * received["seconds"]
+            return Stream(received["bits_per_second"] / 1e9, dearer * 1e9 / received["bytes"])
+        time.sleep(0.5)
+    raise LabError(f"iperf3: {done.stdout}{done.stderr}", hint="is the port free?")
 
 
 def _table(turns: dict[str, list[Stream]], count: int, backend: str) -> Table:

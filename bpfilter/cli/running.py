@@ -15,7 +15,7 @@ from bpfilter.rollout import host
 from bpfilter.rollout.asking import log_of, start_daemon
 from bpfilter.rollout.interfaces import resolve, survey
 from bpfilter.rollout.journal import Journal, Stage, is_service, running
-from bpfilter.rollout.management import Connection, losses
+from bpfilter.rollout.management import Connection, judging, losses
 from bpfilter.rollout.mark import choose, ruleset_uses
 from bpfilter.rollout.prepare import Prepared
 from bpfilter.rollout.status import STATUS
@@ -113,7 +113,7 @@ def show(
         console.print(f"mark field {mark.mask:#010x}, {len(prepared.image.codes)} codes")
         for sentence in prepared.notices():
             console.print(f"[cyan]notice[/] {sentence}")
-        for loss in losses(prepared.plans, operator, links):
+        for loss in losses(judging(prepared), operator, links):
             console.print(f"[red]lockout[/] {loss}")
     for obstacle in obstacles:
         console.print(f"[red]obstacle[/] {obstacle.what}\n  hint: {obstacle.hint}")

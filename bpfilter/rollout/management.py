@@ -28,6 +28,13 @@ Address = IPv4Address | IPv6Address
 _PROC = Path("/proc")
 _ESTABLISHED = "01"
 _SYN, _ACK = 0x02, 0x10
+_NEW, _GOING_ON = (State.NEW, _SYN), (State.ESTABLISHED, _ACK)
+_OUTPUT = ("filter", "OUTPUT")
+_LOOKED_AT = {
+    ("raw", "PREROUTING"): (_NEW, _GOING_ON),
+    ("filter", "INPUT"): (_NEW, _GOING_ON),
+    _OUTPUT: (_GOING_ON,),
+}
 _MOST_ANCESTORS = 64
 _RTN_UNICAST, _RTN_LOCAL = 1, 2
 
@@ -56,15 +63,19 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A connection that the plan drops in a state, and the rule that does it (0: the policy)."""
+    """A connection that the plan drops in a state, and the rule that does it (0: the policy).
+
+    `answers`: it is this host's own packets of it that OUTPUT drops.
+    """
 
     connection: Connection
     state: State
     rule: RuleRef
+    answers: bool = False
 
     def __str__(self) -> str:
-        state = str(self.state.name)
-        return f"{state} packets of {self.connection} are dropped by {self.rule}"
+        what = "answers to" if self.answers else "packets of"
+        return f"{self.state.name} {what} {self.connection} are dropped by {self.rule}"
 
 
 def parse_connection(text: str) -> Connection:
@@ -109,29 +120,38 @@ def own_connections(pid: int) -> tuple[Connection, ...]:
 
 
 def losses(
-    plans: Mapping[Family, Plan], connections: Iterable[Connection], interfaces: Sequence[str]
+    plans: Iterable[Plan], connections: Iterable[Connection], interfaces: Sequence[str]
 ) -> tuple[Loss, ...]:
-    """The connections that INPUT's plan drops for certain when new or established."""
+    """The connections that the plans drop for certain when new or established.
+
+    Their packets meet raw PREROUTING (which `bpfilter plan` has, not a deployment's plans) and
+    filter INPUT, the answers to them filter OUTPUT.
+    """
     found = []
+    chains = {(plan.family, *key): chain for plan in plans for key, chain in plan.chains.items()}
     for connection in connections:
-        plan = plans.get(connection.family)
-        chain = None if plan is None else plan.chains.get(("filter", "INPUT"))
-        if plan is None or chain is None:
-            continue
         device = _route(connection.peer)[0]
         names = (device,) if device in interfaces else tuple(interfaces)
-        for state, flags in ((State.NEW, _SYN), (State.ESTABLISHED, _ACK)):
-            rules = (_dropping(plan, chain, connection, n or "", state, flags) for n in names)
-            if (rule := next((r for r in rules if r is not None), None)) is not None:
-                found.append(Loss(connection, state, rule))
+        for key, looked_at in _LOOKED_AT.items():
+            if (chain := chains.get((connection.family, *key))) is None:
+                continue
+            for state, flags in looked_at:
+                rules = (_dropping(chain, connection, n or "", state, flags) for n in names)
+                if (rule := next((r for r in rules if r is not None), None)) is not None:
+                    found.append(Loss(connection, state, rule, key == _OUTPUT))
     return tuple(found)
+
+
+def judging(prepared: Prepared) -> tuple[Plan, ...]:
+    """All plans of a host: of the programs at the interfaces, and at OUTPUT."""
+    return (*prepared.plans.values(), *prepared.outputs.values())
 
 
 def refuse_losses(
     prepared: Prepared, connections: Iterable[Connection], interfaces: Sequence[str]
 ) -> None:
     """RolloutError that names the connection and the rule, if one would be lost."""
-    found = losses(prepared.plans, connections, interfaces)
+    found = losses(judging(prepared), connections, interfaces)
     if found:
         raise RolloutError(
             f"this could lock you out: {'; '.join(map(str, found))}",
@@ -140,7 +160,7 @@ def refuse_losses(
 
 
 def _dropping(
-    plan: Plan, chain: ChainPlan, of: Connection, interface: str, state: State, flags: int
+    chain: ChainPlan, of: Connection, interface: str, state: State, flags: int
 ) -> RuleRef | None:
     flat = chain.flat
     packet = _packet(chain, of, interface, flags)
@@ -159,19 +179,24 @@ def _drops(ended: Walk) -> bool:
 
 def _packet(chain: ChainPlan, of: Connection, interface: str, flags: int) -> Packet:
     space = chain.flat.space
+    ends = [(int(of.peer), of.peer_port or 50_000, _RTN_UNICAST),
+            (int(of.local), of.local_port, _RTN_LOCAL)]  # fmt: skip
+    if answers := (chain.flat.table, chain.flat.chain) == _OUTPUT:
+        ends.reverse()
+    (source, source_port, source_type), (destination, destination_port, destination_type) = ends
     fields: dict[Field, int] = dict.fromkeys(Field, 0)
     fields |= {
-        Field.SOURCE: int(of.peer),
-        Field.DESTINATION: int(of.local),
+        Field.SOURCE: source,
+        Field.DESTINATION: destination,
         Field.PROTOCOL: socket.IPPROTO_TCP,
-        Field.SOURCE_PORT: of.peer_port or 50_000,
-        Field.DESTINATION_PORT: of.local_port,
+        Field.SOURCE_PORT: source_port,
+        Field.DESTINATION_PORT: destination_port,
         Field.TCP_FLAGS: flags,
-        Field.IN_INTERFACE: space.interface_class(interface),
+        Field.OUT_INTERFACE if answers else Field.IN_INTERFACE: space.interface_class(interface),
         Field.LENGTH: 60 if of.family is Family.IPV4 else 80,
         Field.TTL: 64,
-        Field.SOURCE_TYPE: _RTN_UNICAST,
-        Field.DESTINATION_TYPE: _RTN_LOCAL,
+        Field.SOURCE_TYPE: source_type,
+        Field.DESTINATION_TYPE: destination_type,
     }
     fields[Field.MASKS] = sum(
         (fields[field] & masked.mask == masked.value) << bit

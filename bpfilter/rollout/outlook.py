@@ -154,7 +154,7 @@ def _management(
     plan: Plan, operator: Sequence[Connection], interfaces: Sequence[str]
 ) -> Iterator[Finding]:
     mine = [each for each in operator if each.family is plan.family]
-    lost = losses({plan.family: plan}, mine, interfaces)
+    lost = losses([plan], mine, interfaces)
     for loss in lost:
         yield Finding(
             Level.PROBLEM, "your connection", str(loss), "let a rule accept it before anything else"

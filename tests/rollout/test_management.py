@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from bpfilter.compiler.compile import compile_ruleset
 from bpfilter.errors import UsageError
 from bpfilter.rollout.management import (
     Connection,
+    judging,
     losses,
     own_connections,
     parse_connection,
@@ -23,6 +25,7 @@ from bpfilter.rollout.management import (
 from bpfilter.rollout.prepare import prepare
 from bpfilter.ruleset.fields import State
 from bpfilter.ruleset.model import Backend
+from bpfilter.ruleset.read import read_text
 from tests.rollout.network import FW4, FW6, PEER4, PEER6, Net, entered
 
 pytestmark = pytest.mark.kernel
@@ -128,5 +131,36 @@ def test_only_what_is_dropped_for_certain_is_a_loss(
 ) -> None:
     net.iptables(Backend.NFT).restore(rules(*lines, policy=policy))
     with entered(net.fw):
-        found = losses(prepare().plans, [SSH], ("v1",)) if lines or policy == "DROP" else ()
+        found = losses(judging(prepare()), [SSH], ("v1",)) if lines or policy == "DROP" else ()
     assert {(loss.state, loss.rule.number) for loss in found} == lost
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("-A OUTPUT -o v1 -p tcp -m tcp --sport 22 -j DROP", "ESTABLISHED answers to"),
+        (f"-A OUTPUT -d {PEER4}/32 -m conntrack --ctstate ESTABLISHED -j REJECT",
+         "ESTABLISHED answers to"),
+        ("-A OUTPUT -p tcp -m conntrack --ctstate NEW -j DROP", None),
+        ("-A OUTPUT -p tcp -m tcp --dport 22 -j DROP", None),
+        ("-A OUTPUT -o v2 -j DROP", None),
+    ],
+)  # fmt: skip
+def test_answers_that_output_drops_are_a_loss_too(net: Net, line: str, what: str | None) -> None:
+    net.iptables(Backend.NFT).restore(f"*filter\n:OUTPUT ACCEPT [0:0]\n{line}\nCOMMIT\n")
+    with entered(net.fw):
+        found = losses(judging(prepare()), [SSH], ("v1",))
+    expected = [] if what is None else [f"{what} {SSH} are dropped by filter/OUTPUT/1"]
+    assert [str(loss) for loss in found] == expected
+
+
+def test_a_connection_that_raw_drops_is_a_loss(net: Net) -> None:
+    """Of a plan that has the chain: the one that `bpfilter plan` shows."""
+    rule = "-A PREROUTING -i v1 -p tcp -m tcp --dport 22 -j DROP"
+    plan = compile_ruleset(read_text(f"*raw\n:PREROUTING ACCEPT [0:0]\n{rule}\nCOMMIT\n"))
+    with entered(net.fw):
+        found = losses([plan], [SSH], ("v1",))
+    assert [(loss.state, str(loss.rule), loss.answers) for loss in found] == [
+        (State.NEW, "raw/PREROUTING/1", False),
+        (State.ESTABLISHED, "raw/PREROUTING/1", False),
+    ]
