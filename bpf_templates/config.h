@@ -129,7 +129,8 @@ struct axis {
 	__u32 combine_base; /* in `ids` */
 	__u32 bounds_base;  /* in `bounds` */
 	__u32 bounds_count;
-	__u32 row_base; /* in `rows` */
+	__u32 lists_base; /* of a trie, relative to `base`; 0: it has none */
+	__u32 row_base;	  /* in `rows` */
 };
 
 /* Addresses as four words, the most significant first; IPv4 uses the last only. */
@@ -183,7 +184,7 @@ struct config {
 	__u32 summary_span;  /* words of every row before its references: one summary or two */
 	__u32 stripes;	     /* block references of every row */
 	__u32 narrow;	     /* references are u16, else u32 */
-	__u32 small_ids;     /* `ids` are u16 with the trie's pointer bit in bit 15, else u32 */
+	__u32 small_ids;     /* `ids` are u16 with the trie's bits in bits 15 and 14, else u32 */
 	__u32 iterations;
 	__u32 pitch; /* bytes from one row to the next */
 	__u32 ids_count;

@@ -9,12 +9,13 @@
 #include "maps.h"
 #include "parse.h"
 
-#define MAX_HALVINGS  20 /* 2^20 bounds: more than two per entry */
-#define RTN_UNICAST   1
-#define RTN_LOCAL     2
-#define RTN_BROADCAST 3
-#define RTN_MULTICAST 5
-#define AXIS(slot, n) (config.slots[slot].axes[n])
+#define MAX_HALVINGS   20 /* 2^20 bounds: more than two per entry */
+#define LIST_INTERVALS 8
+#define RTN_UNICAST    1
+#define RTN_LOCAL      2
+#define RTN_BROADCAST  3
+#define RTN_MULTICAST  5
+#define AXIS(slot, n)  (config.slots[slot].axes[n])
 
 struct bound {
 	__u64 high;
@@ -73,17 +74,54 @@ static __always_inline __u32 id_at(const void *numbers, __u32 index)
 	return number_at(numbers, index, config.ids_count, config.small_ids);
 }
 
-static __always_inline __u32 trie4_class(const void *numbers, const __u32 base, __u32 address)
+static __always_inline __u32 plain_id(const void *numbers, __u32 index)
+{
+	return config.small_ids ? ((const __u16 *)numbers)[index] : ((const __u32 *)numbers)[index];
+}
+
+/* Numbers `index` … of a list: its starts are counted without branches, and lie in one cache line
+ * with the classes.
+ */
+static __always_inline __u32 list_class(const void *numbers, __u32 index, __u32 low)
+{
+	__u32 interval = 0;
+
+	barrier_var(index);
+	if (config.ids_count < 2 * LIST_INTERVALS || index > config.ids_count - 2 * LIST_INTERVALS)
+		return MISSING;
+#pragma unroll
+	for (__u32 i = 1; i < LIST_INTERVALS; i++) {
+		__u32 difference = plain_id(numbers, index + i) - low - 1;
+
+		barrier_var(difference); /* or clang makes a branch of it */
+		interval += difference >> 31;
+	}
+	return plain_id(numbers, index + LIST_INTERVALS + interval);
+}
+
+static __always_inline __u32 trie4_class(const void *numbers, const __u32 slot, const __u32 n,
+					 __u32 address)
 {
 	const __u32 pointer = config.small_ids ? 1u << 15 : 1u << 31;
+	const __u32 list = AXIS(slot, n).lists_base ? pointer >> 1 : 0;
+	const __u32 base = AXIS(slot, n).base;
 	__u32 found = id_at(numbers, base + (address >> 16));
+	__u32 low = address & 0xffff;
 
 	if (found == MISSING || !(found & pointer))
 		return found;
-	found = id_at(numbers, base + 65536 + (found & ~pointer) * 256 + (address >> 8 & 255));
-	if (found == MISSING || !(found & pointer))
-		return found;
-	return id_at(numbers, base + 65536 + (found & ~pointer) * 256 + (address & 255));
+	if (!(found & list)) {
+		found = id_at(numbers, base + 65536 + (found & ~pointer) * 256 + (low >> 8));
+		low &= 0xff;
+		if (found == MISSING || !(found & pointer))
+			return found;
+		if (!(found & list))
+			return id_at(numbers, base + 65536 + (found & ~pointer) * 256 + low);
+	}
+	return list_class(numbers,
+			  base + AXIS(slot, n).lists_base +
+				  (found & ~(pointer | list)) * (2 * LIST_INTERVALS),
+			  low);
 }
 
 /* 1 if a < b. Without branches: the verifier would follow both sides at every halving. */
@@ -208,7 +246,7 @@ static __always_inline __u32 axis_class(context_t *ctx, const struct packet *p, 
 		const __u32 *address = n == SOURCE ? p->source : p->destination;
 
 		if (slot < 2)
-			return trie4_class(numbers, AXIS(slot, n).base, address[3]);
+			return trie4_class(numbers, slot, n, address[3]);
 		return bounds6_class(numbers, slot, n, address);
 	}
 	if (n == MAC_SOURCE)

@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from bpfilter.compiler.layout import (
     BLOCK_WORDS,
+    LIST_INTERVALS,
+    TRIE_LIST,
     TRIE_POINTER,
     U32,
     Axis,
@@ -202,7 +204,10 @@ def _axis(tables: ChainTables, axis: Axis) -> AxisMap:
 def _trie(tables: ChainTables, axis: Axis) -> tuple[list[int], Classes]:
     starts = np.arange(1 << 16, dtype=np.int64) << 16
     classes = _ids(tables, np.arange(1 << 16) + axis.base)
+    listed = []
     for shift in (8, 0):
+        inside, starts, classes = _lists(tables, axis, starts, classes, shift + 8)
+        listed.append(inside)
         pointer = (classes & TRIE_POINTER != 0) & (classes >= 0)
         tables_at = (classes[pointer] & (TRIE_POINTER - 1)) * 256 + axis.base + (1 << 16)
         below = _ids(tables, (tables_at[:, None] + np.arange(256)).ravel())
@@ -210,10 +215,33 @@ def _trie(tables: ChainTables, axis: Axis) -> tuple[list[int], Classes]:
         starts = np.concatenate([starts[~pointer], below_starts.ravel()])
         classes = np.concatenate([classes[~pointer], below])
     classes = np.where(classes & TRIE_POINTER != 0, NONE, classes)
+    starts = np.concatenate([starts, *(part[0] for part in listed)])
+    classes = np.concatenate([classes, *(part[1] for part in listed)])
     order = np.argsort(starts)
     starts, classes = starts[order], classes[order]
     changes = np.flatnonzero(np.diff(classes, prepend=classes[0] + 1))
     return starts[changes].tolist(), classes[changes]
+
+
+def _lists(
+    tables: ChainTables, axis: Axis, starts: Classes, classes: Classes, bits: int
+) -> tuple[tuple[Classes, Classes], Classes, Classes]:
+    """The intervals of all numbers that name lists, and what the other numbers are.
+
+    A list's class is found by counting starts: their order does not matter, and those that `bits`
+    bits cannot reach are never counted.
+    """
+    named = (classes >= 0) & (classes & TRIE_POINTER != 0) & (classes & TRIE_LIST != 0)
+    first = axis.base + axis.lists_base + (classes[named] & (TRIE_LIST - 1)) * 2 * LIST_INTERVALS
+    numbers = _ids(tables, first[:, None] + np.arange(2 * LIST_INTERVALS))
+    broken = numbers.min(axis=1, keepdims=True, initial=0) < 0
+    within = np.sort(np.where(broken, 1 << bits, numbers[:, 1:LIST_INTERVALS]), axis=1)
+    within = np.concatenate([np.zeros((len(within), 1), np.int64), within], axis=1)
+    of_start = np.where(broken, NONE, numbers[:, LIST_INTERVALS:])
+    behind = np.append(within[:, 1:], np.full((len(within), 1), 1 << bits), axis=1)
+    reached = (within < behind) & (within < 1 << bits)
+    begin = (starts[named][:, None] + within)[reached]
+    return (begin, of_start[reached]), starts[~named], classes[~named]
 
 
 def _bounds(tables: ChainTables, axis: Axis) -> tuple[list[int], Classes]:

@@ -30,6 +30,7 @@ class FieldAxis:
     ids: U32
     vectors: Vectors
     bounds: U64 | None = None
+    lists_base: int = 0
     macs: Mapping[int, int] | None = None
 
 
@@ -42,7 +43,9 @@ def field_axis(field: Field, sets: FieldSets, space: Space) -> FieldAxis:
     cut = partition(sets.sets, size)
     classes, vectors = field_classes(cut, sets)
     if field in _ADDRESSES and space.family is Family.IPV4:
-        return FieldAxis(field, AxisKind.TRIE4, 1 << 16, trie4(cut.starts, classes), vectors)
+        trie = trie4(cut.starts, classes)
+        ids = trie.ids
+        return FieldAxis(field, AxisKind.TRIE4, len(ids), ids, vectors, lists_base=trie.lists_base)
     if field in _ADDRESSES:
         starts, merged = merge_equal(cut.starts, classes)
         ids = merged.astype(np.uint32)

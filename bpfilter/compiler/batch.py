@@ -9,7 +9,15 @@ import numpy as np
 
 from bpfilter.compiler.intervals import I64
 from bpfilter.compiler.ir import PUNTED, FlatChain, Function, OpKind, Verdict, Walk
-from bpfilter.compiler.layout import TRIE_POINTER, Axis, AxisKind, ChainTables
+from bpfilter.compiler.layout import (
+    LIST_INTERVALS,
+    TRIE_LIST,
+    TRIE_POINTER,
+    U32,
+    Axis,
+    AxisKind,
+    ChainTables,
+)
 from bpfilter.compiler.walk import Packet
 
 _CHUNK = 1024
@@ -101,11 +109,22 @@ def _class_ids(tables: ChainTables, axis: Axis, values: list[int]) -> I64:
     if axis.kind is AxisKind.DIRECT:
         return ids[wanted].astype(np.int64)
     found: I64 = ids[wanted >> 16].astype(np.int64)
+    _resolve_lists(ids[axis.lists_base :], found, wanted & 0xFFFF)
     for shift in (8, 0):
         deeper = found & TRIE_POINTER != 0
         block = found[deeper] & ~TRIE_POINTER
         found[deeper] = ids[65536 + block * 256 + (wanted[deeper] >> shift & 255)]
+        _resolve_lists(ids[axis.lists_base :], found, wanted & 0xFF)
     return found
+
+
+def _resolve_lists(lists: U32, found: I64, low: I64) -> None:
+    """Put classes in place of the numbers that name lists."""
+    listed = found & TRIE_LIST != 0
+    first = (found[listed] & (TRIE_LIST - 1)) * 2 * LIST_INTERVALS
+    starts = lists[first[:, None] + np.arange(1, LIST_INTERVALS)]
+    below = (starts <= low[listed, None]).sum(axis=1)
+    found[listed] = lists[first + LIST_INTERVALS + below]
 
 
 def _integers(tables: ChainTables, rows: Sequence[I64]) -> Iterator[int]:

@@ -4,9 +4,12 @@ A packet is classified so (per chain, called *slot* in the program):
 
 1. Every used axis maps its field's value to a class id.
    - `DIRECT`: class = ids[base + value] for value < size (a value ≥ size cannot occur).
-   - `TRIE4` (IPv4 addresses a): x = ids[base + (a >> 16)]; while x has bit 31 set, the next x is
-     ids[base + 65536 + (x & 0x7fffffff) * 256 + byte], byte = (a >> 8) & 255, then a & 255;
-     the class is the first x without bit 31.
+   - `TRIE4` (IPv4 addresses a): x = ids[base + (a >> 16)]; while x has bit 31 set and bit 30 not,
+     the next x is ids[base + 65536 + (x & 0x3fffffff) * 256 + byte], byte = (a >> 8) & 255, then
+     a & 255; the class is the first x without bit 31. If x has both bits, it names a list, the 16
+     numbers from ids[base + lists_base + (x & 0x3fffffff) * 16]: eight starts, then eight classes.
+     The class is the one whose index is the number of starts 1 … 7 that are not above the bits of a
+     which the way to the list has not used (16, or the last 8).
    - `BOUNDS6` (IPv6 addresses): `bounds` holds sorted (high, low) u64 pairs from `bounds_base`,
      the first is (0, 0); class = ids[base + i], i = index of the last bound ≤ the address.
    - `MAC`: v = macs.get(address, 0); class = ids[base + v]; v = 0 is "any other address".
@@ -49,6 +52,9 @@ U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 
 TRIE_POINTER = 0x80000000
+TRIE_LIST = 0x40000000
+LIST_INTERVALS = 8
+ALIGNMENT = 16  # numbers of `ids` that a list takes
 MAX_ENTRIES = 1 << 18
 MAX_GROUPS = 8  # service groups plus the two addresses
 BLOCK_WORDS = 8
@@ -115,6 +121,8 @@ class Axis:
     combine_base: int = 0
     bounds_base: int = 0
     bounds_count: int = 0
+    lists_base: int = 0
+    """Of a `TRIE4`, relative to `base`; its lists reach to `size`, where it has any."""
     row_base: int = 0
     """Of the group this axis is the last member of (rows are looked up once per group)."""
     ends_group: bool = True

@@ -9,6 +9,8 @@ import numpy as np
 from bpfilter.compiler.ir import Walk
 from bpfilter.compiler.layout import (
     BLOCK_WORDS,
+    LIST_INTERVALS,
+    TRIE_LIST,
     TRIE_POINTER,
     Axis,
     AxisKind,
@@ -55,12 +57,19 @@ def class_id(tables: ChainTables, axis: Axis, value: int) -> int:
 
 def _trie_class(tables: ChainTables, axis: Axis, address: int) -> int:
     found = int(tables.ids[axis.base + (address >> 16)])
-    for byte in (address >> 8 & 255, address & 255):
-        if not found & TRIE_POINTER:
+    left = address & 0xFFFF
+    for shift in (8, 0):
+        if not found & TRIE_POINTER or found & TRIE_LIST:
             break
         block = found & ~TRIE_POINTER
-        found = int(tables.ids[axis.base + 65536 + block * 256 + byte])
-    return found
+        found = int(tables.ids[axis.base + 65536 + block * 256 + (left >> shift)])
+        left &= (1 << shift) - 1
+    if not found & TRIE_LIST:
+        return found
+    first = axis.base + axis.lists_base + (found & (TRIE_LIST - 1)) * 2 * LIST_INTERVALS
+    starts = tables.ids[first + 1 : first + LIST_INTERVALS].tolist()
+    below = sum(start <= left for start in starts)
+    return int(tables.ids[first + LIST_INTERVALS + below])
 
 
 def _last_bound(tables: ChainTables, axis: Axis, address: int) -> int:

@@ -13,6 +13,7 @@ from bpfilter.compiler.fold import fold
 from bpfilter.compiler.intervals import collect_sets
 from bpfilter.compiler.ir import FlatChain
 from bpfilter.compiler.layout import (
+    ALIGNMENT,
     AXES,
     MAX_ENTRIES,
     MAX_GROUPS,
@@ -62,7 +63,14 @@ class _Builder:
 
     def add(self, axis: FieldAxis) -> None:
         base = self._append(axis.ids)
-        placed = Axis(axis.field, axis.kind, base, axis.size, axis.vectors.classes)
+        placed = Axis(
+            axis.field,
+            axis.kind,
+            base,
+            axis.size,
+            axis.vectors.classes,
+            lists_base=axis.lists_base,
+        )
         if axis.bounds is not None:
             count = len(axis.bounds)
             placed = replace(placed, bounds_base=self.bounds_used, bounds_count=count)
@@ -91,9 +99,10 @@ class _Builder:
         return table.astype(np.uint32), vectors
 
     def _append(self, ids: U32) -> int:
+        """Begins with a cache line, so that no list of a trie lies across two."""
         base = self.ids_used
-        self.ids.append(ids)
-        self.ids_used += len(ids)
+        self.ids.append(np.pad(ids, (0, -len(ids) % ALIGNMENT)))
+        self.ids_used += len(self.ids[-1])
         return base
 
 

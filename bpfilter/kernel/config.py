@@ -92,6 +92,7 @@ class Axis(ctypes.Structure):
             "combine_base",
             "bounds_base",
             "bounds_count",
+            "lists_base",
             "row_base",
         )
     )

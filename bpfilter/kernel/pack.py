@@ -10,7 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bpfilter.compiler.ir import FlatChain, OpKind
-from bpfilter.compiler.layout import AXES, BLOCK_WORDS, TRIE_POINTER, U32, U64, ChainTables
+from bpfilter.compiler.layout import (
+    AXES,
+    BLOCK_WORDS,
+    LIST_INTERVALS,
+    TRIE_LIST,
+    TRIE_POINTER,
+    U32,
+    U64,
+    AxisKind,
+    ChainTables,
+)
 from bpfilter.compiler.plan import Image, Slot
 from bpfilter.compiler.transitions import ROOT
 from bpfilter.errors import CompileError
@@ -26,8 +36,11 @@ NARROW = 1 << 16
 _COUNTS_PER_LINE = LINE // 16
 
 OP_LAST_ITEM = 6
-SMALL = 1 << 15
-U32_POINTER = np.uint32(TRIE_POINTER)
+SMALL = 1 << 14
+"""Below it numbers of `ids` fit into 16 bits, with both bits of a trie's."""
+
+_POINTER_BITS = np.uint32(TRIE_POINTER | TRIE_LIST)
+I64 = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.unsignedinteger]
 _AXIS_NUMBER = {field: number for number, field in enumerate(AXES)}
 
@@ -112,7 +125,7 @@ def pack(image: Image, config: Config) -> Contents:
     config.summary_span = config.summary_words * (1 + any(t.paired for t in used))
     config.stripes = max((_stripes(t) for t in used), default=1)
     config.narrow = sum(len(t.blocks) for t in used) <= NARROW
-    config.small_ids = all((t.ids & ~U32_POINTER).max(initial=0) < SMALL for t in used)
+    config.small_ids = all(_fits_small(t) for t in used)
     width = 2 if config.narrow else 4
     pitch = _pitch(8 * config.summary_span + width * config.stripes)
     ids, bounds, rows, blocks, ops, nodes = (_Parts([]) for _ in range(6))
@@ -128,7 +141,9 @@ def pack(image: Image, config: Config) -> Contents:
         target = config.slots[number]
         block_base = blocks.add(tables.blocks)
         row_base = rows.add(_rows(tables, config, pitch, block_base))
-        _slot_config(target, slot, ids.add(tables.ids), bounds.add(tables.bounds), row_base)
+        _slot_config(
+            target, slot, ids.add(_ids(tables, config)), bounds.add(tables.bounds), row_base
+        )
         target.ops_base = ops.add(_ops(tables))
         target.node_base = nodes.add(slot.transitions.nodes)
         _plain(target, slot.transitions.nodes)
@@ -138,7 +153,7 @@ def pack(image: Image, config: Config) -> Contents:
             edges[(target.node_base + node) << 32 | item] = behind
         macs.update({number << 48 | address: value for address, value in tables.macs.items()})
     contents = Contents(
-        ids=_joined(_small(ids.parts) if config.small_ids else ids.parts),
+        ids=_joined(ids.parts),
         bounds=np.concatenate([np.zeros((0, 2), np.uint64), *bounds.parts]),
         rows=np.concatenate([np.zeros((0, pitch), np.uint64), *rows.parts]),
         blocks=np.concatenate([np.zeros((0, BLOCK_WORDS), np.uint64), *blocks.parts]),
@@ -232,6 +247,7 @@ def _slot_config(target: SlotConfig, slot: Slot, ids: int, bounds: int, rows: in
         a.combine_base = ids + axis.combine_base
         a.bounds_base = bounds + axis.bounds_base
         a.bounds_count = axis.bounds_count
+        a.lists_base = axis.lists_base if axis.lists_base < axis.size else 0
         a.row_base = rows + axis.row_base
     target.mask_count = len(tables.flat.space.masks)
     for index, (field, masked) in enumerate(tables.flat.space.masks):
@@ -258,9 +274,32 @@ def _stateful(flat: FlatChain) -> bool:
     return any(entry.states != 31 or Field.FRAGMENT in entry.box for entry in flat.entries)
 
 
-def _small(parts: Sequence[Numbers]) -> list[Numbers]:
-    """Ids as u16, the trie's pointer bit moved to bit 15: half the memory to miss."""
-    return [(ids & (SMALL - 1) | (ids & U32_POINTER) >> 16).astype(np.uint16) for ids in parts]
+def _list_starts(tables: ChainTables) -> I64:
+    """Where in `ids` the starts of the tries' lists stand: 16 bits each."""
+    places = [
+        axis.base + np.arange(axis.lists_base, axis.size, 2 * LIST_INTERVALS)
+        for axis in tables.axes
+        if axis.kind is AxisKind.TRIE4
+    ]
+    lists = np.concatenate([np.zeros(0, np.int64), *places])
+    return (lists[:, None] + np.arange(LIST_INTERVALS)).reshape(-1)
+
+
+def _fits_small(tables: ChainTables) -> bool:
+    numbers = tables.ids & ~_POINTER_BITS
+    numbers[_list_starts(tables)] = 0
+    return int(numbers.max(initial=0)) < SMALL
+
+
+def _ids(tables: ChainTables, config: Config) -> Numbers:
+    """Numbers as u16 if they fit, a trie's bits moved to the top: half the memory to miss."""
+    if not config.small_ids:
+        return tables.ids
+    ids = tables.ids
+    small = (ids & np.uint32(SMALL - 1) | (ids & _POINTER_BITS) >> 16).astype(np.uint16)
+    starts = _list_starts(tables)
+    small[starts] = ids[starts]
+    return small
 
 
 def _joined(parts: Sequence[Numbers]) -> Numbers:

@@ -11,7 +11,7 @@ from bpfilter.analysis.diagrams import Diagrams, LimitReached
 from bpfilter.analysis.equivalence import prove
 from bpfilter.analysis.interpret import interpret
 from bpfilter.compiler.ir import OpKind
-from bpfilter.compiler.layout import AxisKind
+from bpfilter.compiler.layout import LIST_INTERVALS, AxisKind
 from bpfilter.ruleset.fields import Field
 from bpfilter.ruleset.model import Ruleset
 from tests.analysis.built import ACCEPT, DROP, chain, port, prefix, protocol, ruleset
@@ -40,6 +40,25 @@ def test_a_long_list_is_compared_in_parts_and_its_shadows_are_found() -> None:
     assert {ref.number: ends[0].number for ref, ends in proof.unreachable.items()} == {
         number: number - 1 for number in range(10, 2501, 10)
     }
+
+
+@pytest.mark.parametrize("place", [1, 2, 4, 8, 10, 12, 15])
+def test_a_wrong_number_in_a_list_of_a_trie_is_caught(
+    place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Starts and classes of five intervals, the last of which fills the list up."""
+    monkeypatch.setattr("bpfilter.compiler.tries.TABLES_ALONE", -1)
+    lines = [([prefix(Field.SOURCE, TEN + 32 * number, 28)], DROP) for number in range(3)]
+    source = ruleset(chain("INPUT", lines, "ACCEPT"))
+    plan = compiled(source)
+    assert prove(source, plan).holds
+    axis = next(axis for axis in plan.tables.axes if axis.field is Field.SOURCE)
+    ids = plan.tables.ids.copy()
+    at = axis.base + axis.lists_base + place
+    ids[at] = ids[at] + 1 if place < LIST_INTERVALS else int(ids[at] == 0)
+    proof = prove(source, replace(plan, tables=replace(plan.tables, ids=ids)))
+    assert proof.complete
+    assert not proof.holds
 
 
 @pytest.mark.parametrize("field", [Field.SOURCE, Field.DESTINATION_PORT])

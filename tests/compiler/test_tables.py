@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bpfilter.compiler.batch import packet_rows as packet_rows_of_many
 from bpfilter.compiler.classes import Vectors, distinct_blocks, exact_classes
 from bpfilter.compiler.fold import fold
 from bpfilter.compiler.intervals import partition
@@ -15,6 +16,7 @@ from bpfilter.compiler.ir import Entry, OpKind, Space
 from bpfilter.compiler.layout import MAX_ENTRIES, MAX_GROUPS, AxisKind
 from bpfilter.compiler.simulate import classify, matching_entries, packet_rows
 from bpfilter.compiler.tables import build_tables
+from bpfilter.compiler.tries import Trie4, trie4
 from bpfilter.compiler.walk import walk
 from bpfilter.errors import CompileError
 from bpfilter.ruleset.fields import ALL_STATES, Family, Field, Intervals
@@ -54,6 +56,56 @@ def test_paired_rows_give_the_walk_of_the_definition(
     assert build_tables(flat).paired
     rng = random.Random(6)
     assert_agree(flat, [random_packet(rng, flat) for _ in range(60)])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_lists_in_tries_give_the_walk_of_the_definition(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bpfilter.compiler.tries.TABLES_ALONE", -1)
+    flat = random_chain(seed, (20, 700)[seed % 2], Family.IPV4)
+    assert any(axis.lists_base < axis.size for axis in build_tables(flat).axes if axis.lists_base)
+    rng = random.Random(seed)
+    packets = [random_packet(rng, flat) for _ in range(100)]
+    assert_agree(flat, packets)
+    tables = build_tables(flat)
+    found = packet_rows_of_many(tables, packets)
+    for number, packet in enumerate(packets):
+        assert [int(rows[number]) for rows in found] == packet_rows(tables, packet)
+
+
+@pytest.mark.parametrize("bits", [0, 3, 8, 11, 16, 20, 32])
+def test_a_trie_gives_every_address_its_class(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense and sparse prefixes, next to each other; with lists and without."""
+    rng = np.random.default_rng(bits)
+    first = rng.integers(0, 1 << bits, 900) + (int(rng.integers(0, 1 << 32)) >> bits << bits)
+    spread = rng.integers(0, 1 << 32, 300)
+    first = np.unique(np.concatenate([[0], first & 0xFFFFFFFF, spread])).astype(np.int64)
+    classes = np.arange(len(first)) % 7
+    starts = np.stack([np.zeros(len(first), np.int64), first], axis=1).astype(np.uint64)
+    wanted = np.concatenate([first, first[1:] - 1, rng.integers(0, 1 << 32, 2000)])
+    right = classes[np.searchsorted(first, wanted, side="right") - 1]
+    for most in (-1, 1 << 30):
+        monkeypatch.setattr("bpfilter.compiler.tries.TABLES_ALONE", most)
+        assert (trie_classes(trie4(starts, classes), wanted) == right).all()
+
+
+def trie_classes(trie: Trie4, addresses) -> list[int]:
+    """As layout.py describes it."""
+    result = []
+    ids = trie.ids.tolist()
+    for address in addresses.tolist():
+        found, left = ids[address >> 16], address & 0xFFFF
+        for shift in (8, 0):
+            if found >> 30 != 2:
+                break
+            found = ids[65536 + (found & 0x3FFFFFFF) * 256 + (left >> shift)]
+            left &= (1 << shift) - 1
+        if found >> 30 == 3:
+            first = trie.lists_base + (found & 0x3FFFFFFF) * 16
+            found = ids[first + 8 + sum(start <= left for start in ids[first + 1 : first + 8])]
+        result.append(found)
+    return result
 
 
 def test_the_bits_of_a_packet_are_exactly_the_entries_that_hold_it() -> None:

@@ -93,6 +93,14 @@ def test_paired_rows_are_walked_as_written(family: Family, monkeypatch) -> None:
     check(41, family, 900, 60)
 
 
+@pytest.mark.parametrize("small", [1 << 14, 0])
+@pytest.mark.parametrize("entries", [10, 900])
+def test_lists_in_tries_are_read_as_written(small: int, entries: int, monkeypatch) -> None:
+    monkeypatch.setattr("bpfilter.compiler.tries.TABLES_ALONE", -1)
+    monkeypatch.setattr("bpfilter.kernel.pack.SMALL", small)
+    check(43, Family.IPV4, entries, 100)
+
+
 @pytest.mark.parametrize("family", list(Family))
 def test_forward_sees_the_ttl_after_the_decrement(family: Family) -> None:
     for seed in range(3):
