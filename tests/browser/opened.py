@@ -42,15 +42,18 @@ def proxied(net: Net, place: Path) -> Iterator[str]:
 
 
 @contextmanager
-def browsing(net: Net) -> Iterator[Page]:
-    """A page; at the end nothing was refused by the policy, and no script failed or asked."""
+def browsing(net: Net, expected: str = "", **context: Any) -> Iterator[Page]:
+    """A page; at the end nothing was refused by the policy, and no script failed or asked.
+
+    `expected`: what may be complained of all the same; `context`: of playwright's browser contexts.
+    """
     complaints: list[str] = []
     with entered(net.peer), sync_playwright() as started:
         browser = started.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
         )
         try:
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **context})
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.on("dialog", lambda dialog: complaints.append(dialog.message))
             page.on(
@@ -61,7 +64,7 @@ def browsing(net: Net) -> Iterator[Page]:
             yield page
         finally:
             browser.close()
-    assert complaints == []
+    assert [each for each in complaints if not expected or expected not in each] == []
 
 
 def apart(work: Callable[[], Any]) -> Any:
