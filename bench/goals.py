@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bench.compare import Row
-from bench.paired import LEAST, Stream, kept_cost
+from bench.paired import LEAST, Pair, kept_cost
 from bench.report import Compiled, Edit
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All that one run measured. `streams`: path → its turns."""
+    """All that one run measured. `streams`: path → its pairs."""
 
     rows: Sequence[Row] = ()
     compiled: Sequence[Compiled] = ()
     edits: Sequence[Edit] = ()
-    streams: dict[str, list[Stream]] = field(default_factory=dict)
+    streams: dict[str, list[Pair]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +94,10 @@ def _packet_goals(rows: Sequence[Row]) -> Iterator[Goal]:
 
 
 def _stream_goals(results: Results) -> Iterator[Goal]:
-    """By processor time; no figure where the rounds leave open on which side of it they are."""
+    """By processor time; no figure where the pairs leave open on which side of it they are."""
     for stage in ("shadow", "canary", "enforce"):
-        rates = results.streams
-        ours = next((found for name, found in rates.items() if name.startswith(stage)), ())
-        kept = kept_cost(ours, rates["no filter"]) if ours else None
+        measured = results.streams.items()
+        kept = kept_cost(next((pairs for name, pairs in measured if name.startswith(stage)), ()))
         told = kept is not None and kept.keeps(LEAST) is not None
         figure = 100 * kept.median if kept and told else None
         what = f"established TCP in {stage}, against no filter"

@@ -53,7 +53,7 @@ def document(results: Results, seed: int) -> dict[str, object]:
         "compiled": [asdict(one) for one in results.compiled],
         "edits": [asdict(edit) for edit in results.edits],
         "streams": {
-            path: [asdict(turn) for turn in turns] for path, turns in results.streams.items()
+            path: [asdict(pair) for pair in pairs] for path, pairs in results.streams.items()
         },
         "goals": [{**asdict(goal), "met": goal.met} for goal in goals(results)],
     }

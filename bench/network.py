@@ -21,9 +21,10 @@ class Network(Namespaces):
     socket has a part in what is measured.
     """
 
-    def __init__(self) -> None:
-        self.sender = f"bpfilter-bench-{os.getpid()}-s"
-        self.filter = f"bpfilter-bench-{os.getpid()}-f"
+    def __init__(self, name: str = "") -> None:
+        """`name` tells several networks of one process apart."""
+        self.sender = f"bpfilter-bench-{os.getpid()}{name}-s"
+        self.filter = f"bpfilter-bench-{os.getpid()}{name}-f"
         super().__init__(self.sender, self.filter)
 
     def build(self) -> None:

@@ -1,4 +1,4 @@
-"""Two paths measured in the same rounds: what one keeps of the other, and how surely. Pure."""
+"""Two paths measured in pairs: what one keeps of the other, and how surely. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHANCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Of one turn: Gbit/s that arrived, and the processor time of a byte in ns, at the dearer end.
+    """Gbit/s that arrived, and the processor time of a byte in ns, at the dearer end.
 
     A stream on one machine is bound by the processor, so a quiet one keeps of its rate what it
     keeps of the inverse of its cost; the cost says so on a machine that is not quiet too, for what
@@ -26,14 +26,22 @@ class Stream:
     cost: float
 
 
-def kept_rate(ours: Sequence[Stream], theirs: Sequence[Stream]) -> Share | None:
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A stream of a path, and one without any filter right before or after it."""
+
+    ours: Stream
+    base: Stream
+
+
+def kept_rate(pairs: Sequence[Pair]) -> Share | None:
     """By the rates that were measured."""
-    return share([one.rate for one in ours], [one.rate for one in theirs])
+    return share([pair.ours.rate for pair in pairs], [pair.base.rate for pair in pairs])
 
 
-def kept_cost(ours: Sequence[Stream], theirs: Sequence[Stream]) -> Share | None:
+def kept_cost(pairs: Sequence[Pair]) -> Share | None:
     """By processor time: the rate that it allows."""
-    return share([1 / one.cost for one in ours], [1 / one.cost for one in theirs])
+    return share([1 / pair.ours.cost for pair in pairs], [1 / pair.base.cost for pair in pairs])
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,7 @@ class Share:
 
 
 def share(ours: Sequence[float], theirs: Sequence[float]) -> Share | None:
-    """Of paired rounds; None with fewer than six, of which not even the extremes bound a median.
+    """Of paired measurements; None with fewer than six, whose extremes even do not bound a median.
 
     By the sign test, for ratios of any distribution: the k-th smallest and largest bound the
     median where a fair coin falls fewer than k times on one side with a chance of at most 2.5 %.

@@ -1,11 +1,11 @@
 """An established TCP stream through the filter in every stage: `python -m bench.stream`.
 
 iperf3 sends through a veth pair whose far side filters, with GRO and segmentation offload as hosts
-have them, its two ends each on a core of its own. The paths take turns, every second round in
-reverse; each turn is the median of a few short streams. What counts is each round's ratio to the
-path without any filter, in rate and in processor time per byte: the median of these, and the bounds
-within which the true one lies with 19 of 20 chances, so that a noisy machine leaves a question open
-and does not answer it.
+have them, its two ends each on a core of its own. Beside each path stands another pair without any
+filter, and short streams through the two alternate. What counts is the ratio of each two, in rate
+and in processor time per byte: the median of these, and the bounds within which the true one lies
+with 19 of 20 chances, so that a noisy machine leaves a question open and does not answer it. The
+path "no filter" is the control: it is compared with its like.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from rich.table import Table
 
 from bench.generate import Style, rules, ruleset_text
 from bench.network import FILTERING, SENDING, Network
-from bench.paired import LEAST, Share, Stream, kept_cost, kept_rate
+from bench.paired import LEAST, Pair, Share, Stream, kept_cost, kept_rate
 from bpfilter.demo.network import inside, ip
 from bpfilter.errors import BpfilterError, LabError
 from bpfilter.rollout.journal import Journal
@@ -37,7 +37,7 @@ from bpfilter.rollout.stages import Request, Rollout
 
 SERVER, CLIENT = "10.123.0.1", "10.123.0.2"
 _PORT = 5201
-_BYTES, _EACH, _TRIES = "256M", 5, 3
+_BYTES, _EACH, _TRIES = "256M", 12, 3
 _HEAD = (
     "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
     f"-p tcp -m tcp --dport {_PORT} -j ACCEPT",
@@ -69,32 +69,26 @@ def _to_enforce(rollout: Rollout) -> None:
 
 def streams(
     count: int, rounds: int, backend: str, names: Sequence[str] = tuple(_STAGES)
-) -> dict[str, list[Stream]]:
-    """A turn of each round, by path: without a filter, through iptables, and in stages.
+) -> dict[str, list[Pair]]:
+    """The pairs of each round, by path: without a filter, through iptables, and in stages.
 
     Raises LabError without iperf3.
     """
     if shutil.which("iperf3") is None:
         raise LabError("iperf3 is missing", hint="apt-get install iperf3")
-    turns: dict[str, list[Stream]] = {name: [] for name in names}
+    pairs: dict[str, list[Pair]] = {name: [] for name in names}
     text = ruleset_text([*_HEAD, *rules(Style.ACL, count, 1)])
-    with Network() as network, _server(network):
+    with Network() as network, _server(network), Network("b") as base, _server(base):
         for number in range(rounds):
             for name in names if number % 2 == 0 else reversed(names):
                 with _path(network, backend, text, _STAGES[name]):
-                    found = [_stream(network, name) for _ in range(_EACH)]
-                turns[name].append(
-                    Stream(
-                        statistics.median(one.rate for one in found),
-                        statistics.median(one.cost for one in found),
-                    )
-                )
-    return turns
+                    pairs[name] += [_pair(network, base, name, turn) for turn in range(_EACH)]
+    return pairs
 
 
 def main(
     count: Annotated[int, typer.Option("--rules", help="Rules of the access list.")] = 1000,
-    rounds: Annotated[int, typer.Option(help="Turns of each path.")] = 9,
+    rounds: Annotated[int, typer.Option(help="Times that each path is set up.")] = 5,
     backend: Annotated[str, typer.Option(help="legacy or nft.")] = "nft",
 ) -> None:
     """Measure a TCP stream without a filter, through iptables, and in every stage."""
@@ -140,6 +134,15 @@ def _path(network: Network, backend: str, text: str, stage: Stage | None) -> Ite
         network.clear(backend)
 
 
+def _pair(network: Network, base: Network, path: str, turn: int) -> Pair:
+    """Every second time the one without a filter goes first."""
+    if turn % 2:
+        plain = _stream(base, "no filter")
+        return Pair(_stream(network, path), plain)
+    ours = _stream(network, path)
+    return Pair(ours, _stream(base, "no filter"))
+
+
 def _stream(network: Network, path: str) -> Stream:
     """One stream; LabError if it stalls, or iperf3 says several times that it failed."""
     cores = sorted(os.sched_getaffinity(0))
@@ -161,19 +164,18 @@ def _stream(network: Network, path: str) -> Stream:
     raise LabError(f"iperf3: {done.stdout}{done.stderr}", hint="is the port free?")
 
 
-def _table(turns: dict[str, list[Stream]], count: int, backend: str) -> Table:
+def _table(pairs: dict[str, list[Pair]], count: int, backend: str) -> Table:
     table = Table(title=f"A TCP stream, {count} rules, iptables-{backend}")
     for name in ("path", "Gbit/s", "rate kept", "ns per KiB", "kept by processor time",
                  f"≥ {LEAST:.0%}"):  # fmt: skip
         table.add_column(name, justify="left" if name == "path" else "right")
-    base = turns["no filter"]
-    for name, found in turns.items():
-        kept = kept_cost(found, base)
+    for name, found in pairs.items():
+        kept = kept_cost(found)
         table.add_row(
             name,
-            _spread([one.rate for one in found], 2),
-            _shown(kept_rate(found, base)),
-            _spread([1024 * one.cost for one in found], 0),
+            _spread([pair.ours.rate for pair in found], 2),
+            _shown(kept_rate(found)),
+            _spread([1024 * pair.ours.cost for pair in found], 0),
             _shown(kept),
             "" if kept is None else _ANSWER[kept.keeps(LEAST)],
         )

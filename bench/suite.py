@@ -11,7 +11,7 @@ from bench.compiled import measure
 from bench.contenders import prepare
 from bench.frames import Match
 from bench.network import Network
-from bench.paired import Stream
+from bench.paired import Pair
 from bench.report import Compiled, Edit
 from bench.stream import streams
 from bench.swap import swaps
@@ -66,7 +66,7 @@ FULL = Suite(
         (Kind.BLOCKLIST, 100_000),
     ),
     edits=10_000,
-    stream_rounds=9,
+    stream_rounds=3,
     pace=Pace(),
 )
 QUICK = Suite(
@@ -141,7 +141,7 @@ def edits(suite: Suite, say: Say) -> Iterator[Edit]:
         yield swaps(backend, suite.edits)
 
 
-def established(suite: Suite, say: Say) -> dict[str, list[Stream]]:
+def established(suite: Suite, say: Say) -> dict[str, list[Pair]]:
     """TCP streams without a filter, through iptables and in enforcement; empty without iperf3."""
     say("streams")
     return streams(1000, suite.stream_rounds, "nft")

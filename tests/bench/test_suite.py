@@ -17,7 +17,7 @@ from bench.frames import FRAMES, Match, frame, headers
 from bench.goals import Results, goals
 from bench.history import document, load_baseline, ratios, regressions, save_baseline
 from bench.network import Network
-from bench.paired import Stream, kept_rate, share
+from bench.paired import Pair, Stream, kept_rate, share
 from bench.plot import cost_plot
 from bench.report import markdown
 from bench.workloads import Kind, from_file, workload
@@ -170,18 +170,24 @@ def test_paired_rounds_tell_or_leave_it_open() -> None:
 def test_a_stream_is_judged_by_processor_time_and_kept_in_the_history() -> None:
     """The rates are those of a busy machine and say nothing; the costs say it plainly."""
     noisy = [5.0, 9.0, 3.0, 7.0, 6.0, 4.0, 8.0]
+    base = [Stream(rate, 0.10) for rate in noisy]
+
+    def paired(ours: list[Stream]) -> list[Pair]:
+        return [Pair(one, other) for one, other in zip(ours, base, strict=True)]
+
     turns = {
-        "no filter": [Stream(rate, 0.10) for rate in noisy],
-        "enforce": [Stream(rate, 0.102) for rate in reversed(noisy)],
-        "shadow": [Stream(rate, cost) for rate, cost in zip(noisy, noisy, strict=True)],
+        "enforce": paired([Stream(rate, 0.102) for rate in reversed(noisy)]),
+        "shadow": paired([Stream(rate, rate) for rate in noisy]),
     }
-    kept = kept_rate(turns["enforce"], turns["no filter"])
+    kept = kept_rate(turns["enforce"])
     assert kept is not None
     assert kept.keeps(0.97) is None
     run = Results(streams=turns)
     met = {goal.what: goal.met for goal in goals(run) if "established TCP" in goal.what}
     assert list(met.values()) == [False, None, True], "shadow, canary (not measured), enforce"
-    assert json.loads(json.dumps(document(run, 1)))["streams"]["enforce"][0]["cost"] == 0.102
+    assert (
+        json.loads(json.dumps(document(run, 1)))["streams"]["enforce"][0]["ours"]["cost"] == 0.102
+    )
 
 
 @pytest.mark.kernel

@@ -65,9 +65,12 @@ def _edits(chosen: argparse.Namespace) -> Iterator[Edited]:
 
 
 def _leak(chosen: argparse.Namespace) -> Iterator[Leaks]:
+    """In portions, each with its result, so that a run that is cut short has told something."""
     for backend in chosen.backend or BACKENDS:
-        yield leaks(backend, chosen.cycles)
-        yield process_leaks(backend, chosen.cycles // 10)
+        for done in range(0, chosen.cycles, chosen.portion):
+            cycles = min(chosen.portion, chosen.cycles - done)
+            yield leaks(backend, cycles)
+            yield process_leaks(backend, max(1, cycles // 10))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(do=_edits)
     verb = verbs.add_parser("leak", parents=[common], help="cycles up and down")
     verb.add_argument("--cycles", type=int, default=500, help="per backend")
+    verb.add_argument("--portion", type=int, default=100, help="cycles between results")
     verb.set_defaults(do=_leak)
     return parser
 

@@ -41,6 +41,7 @@ class _ById(ctypes.Structure):
 class Leaks:
     """What was left after each cycle, and the process's memory in KiB."""
 
+    backend: str
     cycles: int = 0
     objects: int = 0
     left: list[str] = field(default_factory=list)
@@ -66,7 +67,8 @@ class Leaks:
     def __str__(self) -> str:
         first, last = self.resident[min(_WARM, self.cycles - 1)], self.resident[-1]
         return (
-            f"{self.cycles} cycles, {self.objects} programs, maps and links made and gone;"
+            f"iptables-{self.backend}: {self.cycles} cycles,"
+            f" {self.objects} programs, maps and links made and gone;"
             f" descriptors {self.descriptors[0]} to {self.descriptors[-1]}; resident memory"
             f" {first} KiB to {last} KiB, {self.growth:.1f} KiB per cycle at the end"
             + "".join(f"\n  ! {line}" for line in self.left[:20])
@@ -75,7 +77,7 @@ class Leaks:
 
 def leaks(backend: str, cycles: int) -> Leaks:
     """So many cycles in this process."""
-    found = Leaks()
+    found = Leaks(backend)
     with World(backend, router=False) as world, entered(world.fw):
         before, others = _standing(world), _held()
         for _ in range(cycles):
@@ -97,7 +99,7 @@ def leaks(backend: str, cycles: int) -> Leaks:
 
 def process_leaks(backend: str, cycles: int) -> Leaks:
     """So many daemons one after the other, under traffic; every other one is killed."""
-    found = Leaks()
+    found = Leaks(backend)
     quiet = {"router": False, "seed": 1, "rate": 100, "say": lambda _line: None}
     with conducted(backend, **quiet) as (conductor, _):
         before = _standing(conductor.world)
