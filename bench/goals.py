@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bench.compare import Row
-from bench.paired import LEAST, Pair, kept_cost
+from bench.paired import LEAST, Pair, keeps, kept_cost
 from bench.report import Compiled, Edit
 
 
@@ -96,10 +96,10 @@ def _packet_goals(rows: Sequence[Row]) -> Iterator[Goal]:
 def _stream_goals(results: Results) -> Iterator[Goal]:
     """By processor time; no figure where the pairs leave open on which side of it they are."""
     for stage in ("shadow", "canary", "enforce"):
-        measured = results.streams.items()
-        kept = kept_cost(next((pairs for name, pairs in measured if name.startswith(stage)), ()))
-        told = kept is not None and kept.keeps(LEAST) is not None
-        figure = 100 * kept.median if kept and told else None
+        pairs = next((p for name, p in results.streams.items() if name.startswith(stage)), ())
+        told = keeps(pairs, results.streams.get("no filter", ())) is not None
+        kept = kept_cost(pairs)
+        figure = 100 * kept.median if kept is not None and told else None
         what = f"established TCP in {stage}, against no filter"
         yield Goal(what, figure, 100 * LEAST, 99, "%", rising=True)
 

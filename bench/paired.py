@@ -59,6 +59,18 @@ class Share:
         return False if self.high < bound else None
 
 
+def keeps(pairs: Sequence[Pair], control: Sequence[Pair]) -> bool | None:
+    """Whether a path keeps `LEAST` of the rate, by processor time; None where it cannot be told.
+
+    The control is a path without a filter beside its like: while that is not known to be as good
+    as the other, within what is to be told, the machine is too busy for any answer.
+    """
+    kept, same = kept_cost(pairs), kept_cost(control)
+    if kept is None or same is None or same.low < LEAST or same.high > 2 - LEAST:
+        return None
+    return kept.keeps(LEAST)
+
+
 def share(ours: Sequence[float], theirs: Sequence[float]) -> Share | None:
     """Of paired measurements; None with fewer than six, whose extremes even do not bound a median.
 

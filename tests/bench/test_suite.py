@@ -176,12 +176,15 @@ def test_a_stream_is_judged_by_processor_time_and_kept_in_the_history() -> None:
         return [Pair(one, other) for one, other in zip(ours, base, strict=True)]
 
     turns = {
+        "no filter": paired(base),
         "enforce": paired([Stream(rate, 0.102) for rate in reversed(noisy)]),
         "shadow": paired([Stream(rate, rate) for rate in noisy]),
     }
     kept = kept_rate(turns["enforce"])
     assert kept is not None
     assert kept.keeps(0.97) is None
+    uneven = turns | {"no filter": paired([Stream(rate, 0.104) for rate in noisy])}
+    assert not any(g.met is not None for g in goals(Results(streams=uneven)) if "TCP" in g.what)
     run = Results(streams=turns)
     met = {goal.what: goal.met for goal in goals(run) if "established TCP" in goal.what}
     assert list(met.values()) == [False, None, True], "shadow, canary (not measured), enforce"
