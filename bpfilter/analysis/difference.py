@@ -17,6 +17,7 @@ from bpfilter.analysis.cutting import Cut, around, cut, share
 from bpfilter.analysis.diagrams import Diagrams, LimitReached, MemoryExhausted, Packets
 from bpfilter.analysis.edits import Edits, edits
 from bpfilter.analysis.fate_of_packets import Decided, PacketFates
+from bpfilter.analysis.hulls import Known
 from bpfilter.collection import paused
 from bpfilter.compiler.ir import Space
 from bpfilter.compiler.scope import closure
@@ -28,7 +29,7 @@ from bpfilter.ruleset.fields import (
     MaskedValue,
     NamePattern,
 )
-from bpfilter.ruleset.model import Chain, Rule, RuleRef, Ruleset
+from bpfilter.ruleset.model import Alternatives, Chain, Rule, RuleRef, Ruleset
 
 HOOKS = (
     ("raw", "PREROUTING"),
@@ -38,6 +39,8 @@ HOOKS = (
 )
 _NODES = 1 << 20
 _CACHE = 1 << 18
+_SELECTIVE = 256
+"""Edited rules that the others are first compared with by their ranges."""
 _SLICE = 1.0
 _FEW = 3
 """Boxes that a person reads without a summary."""
@@ -102,6 +105,7 @@ class HookDifference:
     ruleset that decided packets in the old one and decide none now. `undecided`: changed rules
     whose packets could not be followed within the bounds; what they may change is at most what
     they match. Without any the difference is complete: no other packet is treated differently.
+    `reach_undecided`: time was over before all rules were looked at that might be unreachable now.
     """
 
     hook: tuple[str, str]
@@ -112,6 +116,7 @@ class HookDifference:
     newly_unreachable: tuple[RuleRef, ...]
     undecided: tuple[Rule, ...]
     policy_undecided: bool
+    reach_undecided: bool
     seconds: float
 
     @property
@@ -152,6 +157,7 @@ def compare(
         tuple(dict.fromkeys(attempt.newly_unreachable)),
         tuple(attempt.undecided),
         attempt.policy_undecided,
+        attempt.reach_undecided,
         time.monotonic() - start,
     )
 
@@ -169,11 +175,13 @@ class _Attempt:
         self._old, self._new = old, new
         self._hook, self._space, self._edited = hook, space, edited
         self._boxes = boxes
+        self._ranges: Known = {}
         self.changes: list[Change] = []
         self.dynamic: list[str] = []
         self.newly_unreachable: list[RuleRef] = []
         self.undecided: list[Rule] = []
         self.policy_undecided = False
+        self.reach_undecided = False
 
     def run(self, deadline: float) -> None:
         """All changed rules at once; if that is too much, each by itself."""
@@ -217,20 +225,24 @@ class _Attempt:
                 return diagrams.union(held) & diagrams.valid
 
             packets = diagrams.valid if everything else touched(gone, come) & ~touched(*done)
-            was, now = before.decide(packets), after.decide(packets)
+            edited = [*gone, *come]
+            few = not everything and len(edited) <= _SELECTIVE
+            was = before.decide(packets, before.near(edited, self._ranges) if few else None)
+            now = after.decide(packets, after.near(edited, self._ranges) if few else None)
             self._collect(was, now, diagrams)
-            self._unreachable(was, now, after, packets, diagrams)
         except (LimitReached, MemoryExhausted):
             del self.changes[so_far:]
             return False
+        try:
+            self._unreachable(was, now, after, packets, diagrams)
+        except (LimitReached, MemoryExhausted):
+            self.reach_undecided = True
         return True
 
     def _diagrams(self, deadline: float) -> Diagrams:
         names = {Field.FRAGMENT}
         for ruleset in (self._old, self._new):
-            for rule in _rules(ruleset, self._hook):
-                parts = tuple(match.alternatives or () for match in rule.matches)
-                names |= {term.field for term in terms_of(parts)}
+            names |= {term.field for term in terms_of(_alternatives(ruleset, self._hook))}
         interfaces = len(self._space.interfaces)
         limits = {
             Field.IN_INTERFACE: interfaces,
@@ -298,9 +310,22 @@ class _Attempt:
             same = kept.get((rule.chain, rule.target.words, rule.matches))
             if same is None or same.ref in deciding:
                 continue
-            elsewhere = after.decide(after.held(same) & diagrams.valid & ~packets)
-            if all(decided.rule != same.ref for decided in elsewhere):
+            rest = after.held(same) & diagrams.valid & ~packets
+            if not _decides(same, rest, after, diagrams):
                 self.newly_unreachable.append(same.ref)
+
+
+def _decides(rule: Rule, packets: Packets, fates: PacketFates, diagrams: Diagrams) -> bool:
+    """Whether any of these packets ends at the rule; most often the first that comes does."""
+    example = diagrams.example(packets)
+    if example is None:
+        return False
+    near = fates.near_own(rule)
+    return any(
+        decided.rule == rule.ref
+        for some in (diagrams.point(*example), packets)
+        for decided in fates.decide(some, near)
+    )
 
 
 def _pleasing(packets: Packets, diagrams: Diagrams) -> Packets:
@@ -336,15 +361,20 @@ def _rules(ruleset: Ruleset, hook: tuple[str, str]) -> Iterator[Rule]:
         yield from chain.rules
 
 
+def _alternatives(ruleset: Ruleset, hook: tuple[str, str]) -> tuple[Alternatives, ...]:
+    """Of all matches, each once: rules share what was parsed once."""
+    matches = {id(m): m for rule in _rules(ruleset, hook) for m in rule.matches}
+    return tuple(match.alternatives or () for match in matches.values())
+
+
 def _space(old: Ruleset, new: Ruleset, hook: tuple[str, str]) -> Space:
     """The interface names that the rules of either side can tell apart."""
     names: dict[str, None] = {"": None}
     masks: dict[tuple[Field, MaskedValue], None] = {}
     for ruleset in (old, new):
-        for rule in _rules(ruleset, hook):
-            for term in terms_of(tuple(match.alternatives or () for match in rule.matches)):
-                if isinstance(term.values, NamePattern) and term.values.text != "+":
-                    names[term.values.text] = None
-                elif isinstance(term.values, MaskedValue):
-                    masks[(term.field, term.values)] = None
+        for term in terms_of(_alternatives(ruleset, hook)):
+            if isinstance(term.values, NamePattern) and term.values.text != "+":
+                names[term.values.text] = None
+            elif isinstance(term.values, MaskedValue):
+                masks[(term.field, term.values)] = None
     return Space(old.family, tuple(names), tuple(masks))

@@ -76,16 +76,14 @@ def _rules(chain: Chain | None) -> Sequence[Rule]:
 
 def _changed(old: Sequence[Rule], new: Sequence[Rule]) -> tuple[Sequence[Rule], Sequence[Rule]]:
     """Rules that only the old and only the new list has, order taken into account."""
-    left = [rule_words(rule) for rule in old]
-    right = [rule_words(rule) for rule in new]
-    start = 0
-    while start < min(len(left), len(right)) and left[start] == right[start]:
+    shorter, start, end = min(len(old), len(new)), 0, 0
+    while start < shorter and _same(old[start], new[start]):
         start += 1
-    end = 0
-    while end < min(len(left), len(right)) - start and left[-1 - end] == right[-1 - end]:
+    while end < shorter - start and _same(old[-1 - end], new[-1 - end]):
         end += 1
     old, new = old[start : len(old) - end], new[start : len(new) - end]
-    left, right = left[start : len(left) - end], right[start : len(right) - end]
+    left = [rule_words(rule) for rule in old]
+    right = [rule_words(rule) for rule in new]
     gone: list[Rule] = []
     come: list[Rule] = []
     for kind, a, b, c, d in SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
@@ -93,3 +91,10 @@ def _changed(old: Sequence[Rule], new: Sequence[Rule]) -> tuple[Sequence[Rule], 
             gone += old[a:b]
             come += new[c:d]
     return gone, come
+
+
+def _same(old: Rule, new: Rule) -> bool:
+    """Whether two rules have the same words; what was parsed once is the same object."""
+    if old.matches is new.matches and old.target is new.target:
+        return True
+    return rule_words(old) == rule_words(new)

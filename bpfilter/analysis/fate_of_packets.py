@@ -8,11 +8,14 @@ that it may hold, and named, for nobody can say without the kernel what it does 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+
+import numpy as np
 
 from bpfilter.analysis.conditions import Scene
 from bpfilter.analysis.diagrams import Diagrams, Packets
+from bpfilter.analysis.hulls import Hulls, Known
 from bpfilter.analysis.meaning import Conditions
 from bpfilter.compiler.ir import Action, Space, Treatment
 from bpfilter.ruleset.model import Chain, Rule, RuleRef, Ruleset, Table, TargetKind
@@ -22,6 +25,9 @@ Passed = tuple[str, ...]
 """The words of dynamic rules that packets met on their way, in order."""
 
 Streams = Mapping[Passed, Packets]
+
+Near = Set[int]
+"""Identities of a ruleset's rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +60,45 @@ class PacketFates:
         self._conditions = Conditions(treatments, Scene.of(hook, space), diagrams)
         self._texts: dict[RuleRef, str] = {}
         self._decided: list[Decided] = []
+        self._near: Near | None = None
+        self._hulls: Hulls | None = None
+        self._rows: dict[int, int] = {}
 
     def held(self, rule: Rule) -> Packets:
         """Packets that the static part of one of the ruleset's rules matches."""
         return self._conditions.of(rule)
 
-    def decide(self, packets: Packets) -> Sequence[Decided]:
-        """Where these packets end. Raises LimitReached when the diagrams' time is spent."""
-        self._decided = []
+    def near(self, rules: Sequence[Rule], known: Known) -> Near:
+        """Which of the ruleset's rules may share packets with these, which need not be its own.
+
+        `known`: as of `Hulls`, of rulesets that are compared.
+        """
+        own = [rule for chain in self._table.chains.values() for rule in chain.rules]
+        parts = [
+            tuple(m.alternatives for m in rule.matches[: _static_matches(rule)] if m.alternatives)
+            for rule in (*own, *rules)
+        ]
+        hulls = Hulls(parts, self._diagrams.family, np.ones(len(parts), dtype=np.bool_), known)
+        self._hulls, self._rows = hulls, {id(rule): row for row, rule in enumerate(own)}
+        found: set[int] = set()
+        for row in range(len(own), len(parts)):
+            self._diagrams.check_time()
+            found.update(hulls.meeting(row).tolist())
+        return {id(own[row]) for row in found if row < len(own)}
+
+    def near_own(self, rule: Rule) -> Near | None:
+        """As `near`, of one of the ruleset's own rules; None unless `near` was asked before."""
+        if self._hulls is None:
+            return None
+        rows = set(self._hulls.meeting(self._rows[id(rule)]).tolist())
+        return {identity for identity, row in self._rows.items() if row in rows}
+
+    def decide(self, packets: Packets, near: Near | None = None) -> Sequence[Decided]:
+        """Where these packets end. Raises LimitReached when the diagrams' time is spent.
+
+        `near`: only these rules can match any of the packets.
+        """
+        self._decided, self._near = [], near
         chain = self._table.chains[self._hook[1]]
         left = self._chain(chain, {(): packets})
         policy = chain.policy or "ACCEPT"
@@ -77,6 +114,8 @@ class PacketFates:
         """Carry packets through a chain; those that come back from it."""
         back: dict[Passed, Packets] = {}
         for rule in chain.rules:
+            if self._near is not None and id(rule) not in self._near:
+                continue
             self._diagrams.check_time()
             if not streams:
                 break

@@ -25,6 +25,8 @@ _COLUMN = {name: column for column, name in enumerate(_FIELDS)}
 _TOP = (1 << 64) - 1
 
 Part = tuple[Alternatives, ...]
+Known = dict[int, dict[Field, tuple[int, int]]]
+"""Ranges by the identity of alternatives."""
 Rows = npt.NDArray[np.intp]
 Ranks = npt.NDArray[np.unsignedinteger]
 
@@ -33,15 +35,24 @@ class Hulls:
     """Enclosing ranges of a chain's rules, in order; only `usable` ones are answers."""
 
     def __init__(
-        self, parts: Sequence[Part], family: Family, usable: npt.NDArray[np.bool_]
+        self,
+        parts: Sequence[Part],
+        family: Family,
+        usable: npt.NDArray[np.bool_],
+        known: Known | None = None,
     ) -> None:
+        """`known`: ranges of alternatives that live as long as it does; rules share many."""
+        known = {} if known is None else known
         low = [[0] * len(parts) for _ in _FIELDS]
         high = [[_TOP] * len(parts) for _ in _FIELDS]
         # Of an IPv6 address the upper half is compared: a wider range than the true one.
         shift = 64 if family is Family.IPV6 else 0
         for row, part in enumerate(parts):
             for alternatives in part:
-                for name, (first, last) in _ranges(alternatives).items():
+                ranges = known.get(id(alternatives))
+                if ranges is None:
+                    ranges = known[id(alternatives)] = _ranges(alternatives)
+                for name, (first, last) in ranges.items():
                     by = shift if name in (Field.SOURCE, Field.DESTINATION) else 0
                     column = _COLUMN[name]
                     low[column][row] = max(low[column][row], first >> by)
@@ -61,6 +72,16 @@ class Hulls:
                 found &= high[:row] >= low[row]
             if high[row] < top:
                 found &= low[:row] <= high[row]
+        return np.flatnonzero(found)
+
+    def meeting(self, row: int) -> Rows:
+        """Usable rows, itself and later ones too, that may share packets with `row`."""
+        found = self._usable.copy()
+        for low, high, top in self._columns:
+            if low[row] > 0:
+                found &= high >= low[row]
+            if high[row] < top:
+                found &= low <= high[row]
         return np.flatnonzero(found)
 
     def enclosing(self, row: int) -> Rows:

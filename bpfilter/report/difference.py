@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -78,6 +79,7 @@ def _chain(old: Ruleset, new: Ruleset, found: HookDifference, judged: int | None
         "dynamic": [printable(text.partition("\n")[0]) for text in found.dynamic],
         "undecided": [_rule(rule) for rule in found.undecided],
         "policy_undecided": found.policy_undecided,
+        "reach_undecided": found.reach_undecided,
         "seconds": round(found.seconds, 4),
     }
 
@@ -143,6 +145,27 @@ REST = "but for those of them that other rules decide"
 """Said of `within`, which holds packets of which nothing changes."""
 
 
+REACH_UNDECIDED = "not all rules were looked at that may be unreachable now"
+"""Said where time was over."""
+
+
+MOST_CHANGES = 20
+"""Changes that a report for people shows in full, the largest."""
+
+
+def further(changes: Sequence[Document]) -> Iterator[str]:
+    """What the changes behind the first MOST_CHANGES are, in a few sentences."""
+    kinds = Counter(
+        (each["old"]["verdict"], each["new"]["verdict"], _place(each["new"]["rule"]))
+        for each in changes[MOST_CHANGES:]
+    )
+    listed = kinds.most_common(MOST_CHANGES)
+    for (old, new, rule), count in listed:
+        yield f"and {count} more: {old} → {new}, now by {rule} (JSON has all)"
+    if others := kinds.total() - sum(count for _, count in listed):
+        yield f"and {others} others (JSON has all)"
+
+
 def touched(change: Document) -> str | None:
     """How much traffic so far a change would have touched; None if nothing was counted."""
     traffic = change["traffic"]
@@ -179,8 +202,10 @@ def _render_chain(chain: Document, console: Console) -> None:
     if not edited and chain["same"]:
         return
     console.print(Text(f"\n{chain['table']} {chain['chain']}", style="bold"))
-    for change in chain["changes"]:
+    for change in chain["changes"][:MOST_CHANGES]:
         _render_change(change, console)
+    for sentence in further(chain["changes"]):
+        console.print(Text(f"  {sentence}", "bold"))
     for kind, sign, style in (("added", "+", "green"), ("removed", "-", "red"), ("moved", "~", "")):
         for rule in rules[kind][:_MOST]:
             console.print(Text(f"  {sign} {rule['number']:>5}  {rule['text']}", style=style))
@@ -192,6 +217,8 @@ def _render_chain(chain: Document, console: Console) -> None:
         console.print(Text(f"  no packet reaches rule {_place(rule)} any more: {rule['text']}"))
     for text in chain["dynamic"][:_MOST]:
         console.print(Text(f"  on the way, the same on both sides: {text}", style="dim"))
+    if chain["reach_undecided"]:
+        console.print(f"  {REACH_UNDECIDED}", style="yellow")
     for rule in chain["undecided"]:
         console.print(
             Text(f"  not followed, it interferes with too many rules: {rule['text']}", "yellow")

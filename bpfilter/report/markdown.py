@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bpfilter.report.difference import REST, touched
+from bpfilter.report.difference import MOST_CHANGES, REACH_UNDECIDED, REST, further, touched
 from bpfilter.report.document import (
     FATES,
     Document,
@@ -189,7 +189,7 @@ def _difference(document: Document) -> Iterable[str]:
 
 
 def _chain_difference(chain: Document) -> Iterable[str]:
-    for change in chain["changes"]:
+    for change in chain["changes"][:MOST_CHANGES]:
         old, new = markdown(change["old"]["verdict"]), markdown(change["new"]["verdict"])
         by = "" if change["verdict_changes"] else ", by another way: dynamic rules see others"
         yield f"\n### {old} → {new}{by}"
@@ -222,9 +222,13 @@ def _chain_difference(chain: Document) -> Iterable[str]:
                 for sign, rule in rules[:_MOST]
             ),
         )
+    for sentence in further(chain["changes"]):
+        yield f"\n{markdown(sentence[:1].upper() + sentence[1:])}."
     for rule in chain["newly_unreachable"]:
         place = markdown(_place(rule))
         yield f"\nNo packet reaches {place} any more: {markdown_code(rule['text'])}"
+    if chain["reach_undecided"]:
+        yield f"\n{REACH_UNDECIDED.capitalize()}."
     for rule in chain["undecided"]:
         yield f"\nNot followed, it interferes with too many rules: {markdown_code(rule['text'])}"
     if chain["same"]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bpfilter.report.difference import REST, touched
+from bpfilter.report.difference import MOST_CHANGES, REACH_UNDECIDED, REST, further, touched
 from bpfilter.report.document import FATES, Document, redundant_rules, states_told_apart
 from bpfilter.report.pictures import Curve, bar, chain_graph, curves, growth, heat
 from bpfilter.report.shadow import causes, counted, head, moment, span, unexercised, verdict, way
@@ -39,7 +39,15 @@ def plan_page(document: Document) -> str:
 
 def difference_page(document: Document) -> str:
     """The semantic diff of `difference_document`."""
-    return _render("difference.html.j2", document=document, touched=touched, rest=REST)
+    return _render(
+        "difference.html.j2",
+        document=document,
+        touched=touched,
+        rest=REST,
+        reach_undecided=REACH_UNDECIDED,
+        most_changes=MOST_CHANGES,
+        further=further,
+    )
 
 
 def shadow_page(document: Document) -> str:

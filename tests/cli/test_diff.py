@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,17 @@ def test_two_standard_inputs_make_no_sense() -> None:
     command = [sys.executable, "-c", PROGRAM, "diff", "-", "-"]
     done = subprocess.run(command, capture_output=True, text=True, input="")
     assert done.returncode == 64
+
+
+def test_many_changes_by_one_rule_are_summed_up(tmp_path: Path) -> None:
+    """One rule in front of many: a person reads the largest changes and what the others are."""
+    many = "".join(f"-A INPUT -d 10.0.{n}.0/24 -p udp -j ACCEPT\n" for n in range(60))
+    ban = "-A INPUT -s 192.0.2.9/32 -j DROP\n"
+    for form in ("text", "markdown", "html"):
+        done = diff(tmp_path, many, ban + many, "--format", form)
+        assert done.returncode == 2, done.stderr
+        assert re.search(r"40 more: ACCEPT → DROP, now by (INPUT|filter/INPUT) 1", done.stdout)
+        assert done.stdout.count("192.0.2.9") < 120
+    done = diff(tmp_path, many, ban + many, "--format", "json")
+    (chain,) = (c for c in json.loads(done.stdout)["chains"] if c["chain"] == "INPUT")
+    assert len(chain["changes"]) == 60 and chain["complete"] and not chain["reach_undecided"]
