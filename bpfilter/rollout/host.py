@@ -173,10 +173,11 @@ def may_translate(rulesets: Iterable[Ruleset]) -> bool:
     count = Path("/proc/sys/net/netfilter/nf_conntrack_count")
     if not count.exists() or int(count.read_text()) > 0:
         return True
-    return any(_tracks(rule) for ruleset in rulesets for rule in ruleset.rules())
+    return any(tracks(rule) for ruleset in rulesets for rule in ruleset.rules())
 
 
-def _tracks(rule: Rule) -> bool:
+def tracks(rule: Rule) -> bool:
+    """Whether a rule makes the kernel track connections."""
     return not _TRACKING.isdisjoint({rule.target.name, *(match.name for match in rule.matches)})
 
 

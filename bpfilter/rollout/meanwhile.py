@@ -10,6 +10,7 @@ from bpfilter.compiler.changed import MAX_CHANGED, Hull, hulls_of
 from bpfilter.compiler.mark import MarkField
 from bpfilter.errors import TooMuchEdited
 from bpfilter.rollout import ours
+from bpfilter.rollout.host import tracks
 from bpfilter.rollout.mark import ruleset_uses
 from bpfilter.rollout.prepare import Prepared
 from bpfilter.rollout.tables import Standing, Tables
@@ -58,12 +59,21 @@ def meanwhile(
         for use in ruleset_uses([edit.read]):
             if use.bits & mark.mask:
                 raise TooMuchEdited(f"an edited {use.user} where our marks are")
+        if _begins_tracking(prepared, edit):
+            raise TooMuchEdited("an edited rule is the first that asks conntrack")
         hulls.update(dict.fromkeys(hulls_of(edit.rules, tables.family)))
         rules = "one rule" if edit.count == 1 else f"{edit.count} rules"
         sentences.append(f"{rules} of {tables.family} filter")
     if len(hulls) > MAX_CHANGED:
         raise TooMuchEdited(f"rules for {len(hulls)} kinds of packets were edited")
     return Meanwhile(tuple(hulls), " and ".join(sentences))
+
+
+def _begins_tracking(prepared: Prepared, edit: Edit) -> bool:
+    """Where nothing was tracked, our chains need not ask whether NAT changed a packet."""
+    if not any(map(tracks, edit.read.rules())):
+        return False
+    return not any(tracks(rule) for each in prepared.rulesets.values() for rule in each.rules())
 
 
 def _refuse_moved_jumps(made: Standing | None, text: str, edit: Edit | None) -> None:

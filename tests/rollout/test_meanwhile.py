@@ -168,6 +168,21 @@ def test_where_that_cannot_be_told_iptables_decides_alone(
 
 
 @BACKENDS
+def test_the_first_rule_that_asks_conntrack_needs_a_new_plan(
+    net: Net, backend: Backend, journal: Journal
+) -> None:
+    tables = net.iptables(backend)
+    tables.restore(ruleset("-A INPUT -p udp --dport 99 -j ACCEPT"))
+    with enforcing(net, journal) as rollout:
+        edit(tables, "-A INPUT -p udp --dport 98 -m conntrack --ctstate NEW -j ACCEPT")
+        trouble = rollout.tick()
+        assert trouble is not None and "asks conntrack" in trouble
+        rollout.swap()
+        edit(tables, "-A INPUT -p udp --dport 97 -m conntrack --ctstate NEW -j ACCEPT")
+        assert rollout.tick() is None
+
+
+@BACKENDS
 def test_our_chains_edited_with_the_rules_stop_it(
     net: Net, backend: Backend, journal: Journal
 ) -> None:
