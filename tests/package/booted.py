@@ -87,7 +87,7 @@ def traffic(machine: Machine) -> Iterator[None]:
     said = machine.call("journalctl -o cat --unit=receive --unit=send")
     sent = int(re.findall(r"^sent (\d+)", said, re.MULTILINE)[-1])
     came, leaked = re.findall(r"^open (\d+) closed (\d+)", said, re.MULTILINE)[-1]
-    assert sent > 10
+    assert sent > 3, "an emulated machine is slow, but not that slow"
     assert (int(came), int(leaked)) == (sent, 0)
 
 
