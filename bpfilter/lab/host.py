@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from bpfilter.errors import LabError
+from bpfilter.errors import LabError, RulesetRefused
 from bpfilter.lab.conversation import Stimulus
 from bpfilter.lab.topology import Topology
 from bpfilter.ruleset.fields import Family, Field
@@ -58,7 +58,13 @@ class LabHost:
         """The filter table with its counters, as the kernel has it now."""
         save = tool(self.family, self.backend, "save")
         text = self.topology.firewall.run(save, ["-c", "-t", "filter"])
-        saved = read_text(text, source=save, family=self.family, lenient=True)
+        try:
+            saved = read_text(text, source=save, family=self.family, lenient=True)
+        except RulesetRefused as error:
+            raise LabError(
+                f"{save} prints what cannot be restored: {error.message}",
+                hint="iptables-nft mixes up rules with several port matches: write them as one",
+            ) from None
         rules = list(saved.rules())
         if rules and all(rule.counters is None for rule in rules):
             raise LabError(f"{save} printed no counters", hint="it must know option -c")

@@ -50,7 +50,8 @@ def chain_plan(ruleset: Ruleset, items: Iterable[Item] = (), chain: str = "INPUT
     flat = FlatChain("filter", chain, Space(ruleset.family), (), tuple(items))
     none = np.zeros(0, np.uint32)
     wide = np.zeros((0, 8), np.uint64)
-    tables = ChainTables(flat, (), (ALL_STATES,), 0, 1, 8, none, wide, wide, wide, none, {})
+    sides = np.zeros(0, np.uint8)
+    tables = ChainTables(flat, (), (ALL_STATES,), 0, 1, 8, none, wide, wide, wide, none, {}, sides)
     return ChainPlan("filter", chain, {}, flat, tables, ())
 
 
