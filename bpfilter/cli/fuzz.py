@@ -20,6 +20,7 @@ import typer
 from bpfilter.cli.run import run_app
 from bpfilter.errors import BpfilterError, LabError, RulesetRefused
 from bpfilter.lab.generate import random_ruleset
+from bpfilter.lab.host import UnfaithfulSave
 from bpfilter.lab.report import Report
 from bpfilter.lab.verify import Request, verify
 from bpfilter.rollout.marking import cutover
@@ -93,6 +94,9 @@ def try_case(case: Case, packets: int) -> Report | None:
                 budget=_BUDGET,
             )
         )
+    except UnfaithfulSave as error:
+        typer.echo(f"left out: {_first_line(error)}")
+        return None
     except LabError as error:
         said = ask_kernel(case.text.encode(), ruleset, case.backend)
         if said is None or not (said.refusal or said.warning):

@@ -17,6 +17,10 @@ from bpfilter.ruleset.refusal import set_definitions
 from bpfilter.ruleset.tools import tool
 
 
+class UnfaithfulSave(LabError):
+    """iptables-save prints rules that iptables-restore would refuse."""
+
+
 @dataclass(frozen=True, slots=True)
 class LabHost:
     """A topology whose firewall holds the ruleset; a context manager."""
@@ -61,7 +65,7 @@ class LabHost:
         try:
             saved = read_text(text, source=save, family=self.family, lenient=True)
         except RulesetRefused as error:
-            raise LabError(
+            raise UnfaithfulSave(
                 f"{save} prints what cannot be restored: {error.message}",
                 hint="iptables-nft mixes up rules with several port matches: write them as one",
             ) from None

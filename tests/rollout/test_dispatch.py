@@ -48,10 +48,9 @@ def item(
 
 def chain_plan(ruleset: Ruleset, items: Iterable[Item] = (), chain: str = "INPUT") -> ChainPlan:
     flat = FlatChain("filter", chain, Space(ruleset.family), (), tuple(items))
-    none = np.zeros(0, np.uint32)
-    wide = np.zeros((0, 8), np.uint64)
-    sides = np.zeros(0, np.uint8)
-    tables = ChainTables(flat, (), (ALL_STATES,), 0, 1, 8, none, wide, wide, wide, none, {}, sides)
+    none, wide = np.zeros(0, np.uint32), np.zeros((0, 8), np.uint64)
+    arrays = none, wide, wide, wide, none, {}, none.astype(np.uint8)
+    tables = ChainTables(flat, (), (ALL_STATES,), 0, 1, 8, *arrays)
     return ChainPlan("filter", chain, {}, flat, tables, ())
 
 
