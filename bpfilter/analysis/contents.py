@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -30,38 +30,47 @@ class Entries:
         self._diagrams = diagrams
         space = tables.flat.space
         self._mask_bits = [diagrams.masked(name, mask) for name, mask in reversed(space.masks)]
-        self._blocks: dict[int, list[Packets]] = {}
+        self._held: dict[int, Packets] = {}
+        self._block: tuple[int, list[Bits], Sequence[int]] = (-1, [], ())
         self._columns: dict[tuple[int, bytes], Packets] = {}
         self._partial: dict[tuple[int, int, bytes], Packets] = {}
         self._sets: dict[tuple[Field, bytes], Packets] = {}
 
     def of(self, position: int) -> Packets:
-        """The packets of one entry; entries are read back a block at a time, when asked for."""
-        block, index = divmod(position, BLOCK_ENTRIES)
-        if block not in self._blocks:
-            self._blocks[block] = self._block(block)
-        return self._blocks[block][index]
+        """The packets of one entry."""
+        found = self._held.get(position)
+        if found is None:
+            found = self._held[position] = self._entry(position)
+        return found
 
-    def _block(self, block: int) -> list[Packets]:
-        masks = self._decoded.state_masks(block).tolist()
-        result = [self._diagrams.true for _ in masks]
+    def _entry(self, position: int) -> Packets:
+        block, entry = divmod(position, BLOCK_ENTRIES)
+        if block != self._block[0]:
+            self._block = self._read(block)
+        _, columns, masks = self._block
+        if not masks[entry]:
+            return self._diagrams.false
+        result = self._diagrams.true
         # The last groups lie deepest in the variable order: joined first, each step is short.
         for index, group in reversed(list(enumerate(self._decoded.groups))):
-            self._diagrams.check_time()
-            columns = self._decoded.columns(block, group.row_base, group.count)
-            packed = np.packbits(columns, axis=1)
-            for entry in range(len(masks)):
-                if masks[entry]:
-                    key = (index, packed[entry].tobytes())
-                    held = self._columns.get(key)
-                    if held is None:
-                        held = self._group(group, columns[entry])
-                        self._columns[key] = held
-                    result[entry] = held & result[entry]
-        for entry, mask in enumerate(masks):
-            if mask != ALL_STATES:
-                result[entry] = self._diagrams.states(mask) & result[entry]
+            member = columns[index][entry]
+            key = (index, np.packbits(member).tobytes())
+            held = self._columns.get(key)
+            if held is None:
+                held = self._columns[key] = self._group(group, member)
+            result = held & result
+        if masks[entry] != ALL_STATES:
+            result = self._diagrams.states(masks[entry]) & result
         return result
+
+    def _read(self, block: int) -> tuple[int, list[Bits], Sequence[int]]:
+        """Entries lie in blocks and are asked for in order: the last block is kept."""
+        self._diagrams.check_time()
+        columns = [
+            self._decoded.columns(block, group.row_base, group.count)
+            for group in self._decoded.groups
+        ]
+        return block, columns, self._decoded.state_masks(block).tolist()
 
     def _group(self, group: Group, member: Bits) -> Packets:
         return self._folded(group, len(group.axes) - 1, member)
@@ -152,6 +161,11 @@ class Contents:
         self._final = {
             kind: outcomes.constant(Trace((), verdict)) for kind, verdict in _VERDICTS.items()
         }
+
+    @property
+    def count(self) -> int:
+        """How many entries there are."""
+        return len(self._codes)
 
     def whole(self) -> OutcomeMap:
         """What becomes of every packet in every state."""

@@ -20,6 +20,7 @@ from bpfilter.compiler.layout import (
     TRIE_LIST,
     TRIE_POINTER,
     U32,
+    U64,
     Axis,
     AxisKind,
     ChainTables,
@@ -46,8 +47,8 @@ class AxisMap:
     last: int
 
     @cached_property
-    def _places(self) -> Classes:
-        """The class of every range, between two places that are in no class."""
+    def places(self) -> Classes:
+        """The class of every range, between two that are in none: their class is `count`."""
         known = (self.classes >= 0) & (self.classes < self.count)
         outside = np.array([self.count])
         return np.concatenate([outside, np.where(known, self.classes, self.count), outside])
@@ -57,7 +58,7 @@ class AxisMap:
 
         So do all members here: what a table does not map finds that last element.
         """
-        inside = member.take(self._places)
+        inside = member.take(self.places)
         edges = np.flatnonzero(inside[1:] != inside[:-1])
         starts = self.starts
         ranges = []
@@ -89,6 +90,7 @@ class Decoded:
         self._tables = tables
         self.groups = tuple(_groups(tables))
         self.state_classes = tables.state_classes
+        self.entries = len(tables.ops)
 
     @cached_property
     def _rows(self) -> tuple[Bits, npt.NDArray[np.int64]]:
@@ -145,6 +147,60 @@ class Decoded:
         shared = np.repeat(second.T, 64, axis=0) | (sides != Side.BOTH)[:, None]
         hidden: Bits = (held & ~(own & shared)).any(axis=1)
         return hidden
+
+    def words(self, group: Group, first: int, behind: int) -> U64:
+        """Leaf words `first` … `behind` - 1 [row, word] of a group's rows, if nothing `hides`.
+
+        Words that there are not are 0, and so is a last row, that of no class.
+        """
+        return self._words(group.row_base, group.count, first, behind)
+
+    def _words(self, base: int, count: int, first: int, behind: int) -> U64:
+        shown, references = self._rows
+        result = np.zeros((count + 1, behind - first), dtype=np.uint64)
+        have = max(0, min(count, len(references) - base))
+        low, high = max(first, 0), min(behind, BLOCK_WORDS * references.shape[1])
+        for block in range(low // BLOCK_WORDS, -(-high // BLOCK_WORDS)):
+            begin = max(low, block * BLOCK_WORDS)
+            end = min(high, (block + 1) * BLOCK_WORDS)
+            inside = slice(begin - block * BLOCK_WORDS, end - block * BLOCK_WORDS)
+            chosen = references[base : base + have, block]
+            known = chosen < len(self._tables.blocks)
+            found = self._tables.blocks[np.where(known, chosen, 0), inside] * known[:, None]
+            if self._side(base) is None:
+                found = found * shown[base : base + have, begin:end]
+            result[:have, begin - first : end - first] = found
+        return result
+
+    @cached_property
+    def hides(self) -> bool:
+        """Whether some row of a pair holds an entry that the summary which should does not show."""
+        tables = self._tables
+        if not tables.paired:
+            return False
+        shown, references = self._rows
+        words = min(tables.summary_words * 64, BLOCK_WORDS * references.shape[1])
+        sides = np.full(words * 64, Side.BOTH + 1, dtype=np.uint8)
+        sides[: min(len(tables.sides), words * 64)] = tables.sides[: words * 64]
+        both = _packed(sides == Side.BOTH)
+        for side, group in enumerate(self.groups[:2]):
+            own = ~(both | _packed(sides == 1 - side))
+            rows = slice(group.row_base, group.row_base + group.count)
+            first = shown[rows, :words]
+            second = shown[rows, 64 * tables.summary_words :][:, :words]
+            for word in range(0, words, BLOCK_WORDS):
+                part = slice(word, word + BLOCK_WORDS)
+                held = self._words(group.row_base, group.count, word, word + BLOCK_WORDS)
+                held = held[: len(first)]
+                missing = own[part] * ~first[:, part] | both[part] * ~second[:, part]
+                if (held & missing).any():
+                    return True
+        return False
+
+    def all_state_masks(self) -> npt.NDArray[np.int64]:
+        """`state_masks` of all entries, one after the other."""
+        blocks = range(-(-self.entries // BLOCK_ENTRIES))
+        return np.concatenate([self.state_masks(block) for block in blocks])[: self.entries]
 
     def state_masks(self, block: int) -> npt.NDArray[np.int64]:
         """The states in which each entry of a block applies, as bits of `State`."""
@@ -265,6 +321,12 @@ def _macs(tables: ChainTables, axis: Axis, last: int) -> tuple[list[int], Classe
             starts.append(address + 1)
             values.append(0)
     return starts, _ids(tables, np.array(values, dtype=np.int64) + axis.base)
+
+
+def _packed(bits: Bits) -> U64:
+    """Bits of entries as leaf words."""
+    packed: U64 = np.packbits(bits, bitorder="little").view("<u8").astype(np.uint64)
+    return packed
 
 
 def opcodes(ops: U32) -> list[tuple[int, int]]:

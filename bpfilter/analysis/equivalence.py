@@ -23,10 +23,11 @@ from bpfilter.analysis.diagrams import (
 )
 from bpfilter.analysis.functions import functions_of, has_items, verdicts_met
 from bpfilter.analysis.interpret import interpret
+from bpfilter.analysis.kept import Proven, kept
 from bpfilter.analysis.meaning import Conditions, Meaning
 from bpfilter.analysis.outcomes import Outcomes, Trace
 from bpfilter.analysis.reach import unreachable_rules
-from bpfilter.analysis.segments import Segment, differing, segments
+from bpfilter.analysis.segments import Cutting, Segment, differing
 from bpfilter.collection import paused
 from bpfilter.compiler.ir import Function
 from bpfilter.compiler.plan import ChainPlan
@@ -60,11 +61,11 @@ class Proof:
 
     `complete`: the comparison covers all packets and states. `covered`: what is compared, and what
     a bound has left out; rules that it names do the same as their entries to all that reaches them.
-    `holds`:
-    no difference was found. `listed`: `functions` are exactly the residual functions that packets
-    can meet (else it is empty). `unreachable`: rules that no packet reaches through this chain in
-    any state, with the rules that shadow each (none: its own matches, or those of the jumps to its
-    chain, exclude each other); in chains of thousands of rules some may be missing.
+    `holds`: no difference was found. `listed`: `functions` are exactly the residual functions that
+    packets can meet (else it is empty). `unreachable`: rules that no packet reaches through this
+    chain in any state, with the rules that shadow each (none: its own matches, or those of the
+    jumps to its chain, exclude each other); in chains of thousands of rules some may be missing.
+    `parts`: those that were proven each by itself, in order, for a later proof to rest on.
     """
 
     complete: bool
@@ -75,6 +76,7 @@ class Proof:
     unreachable: Mapping[RuleRef, tuple[RuleRef, ...]]
     seconds: float
     covered: str
+    parts: tuple[Segment, ...] = ()
 
 
 def prove(
@@ -84,17 +86,26 @@ def prove(
     seconds: float = 30.0,
     memory: int = 1 << 30,
     part: int = 24,
+    before: Proven | None = None,
+    shadowed: bool = True,
 ) -> Proof:
     """Compare one chain's rules with its tables for every packet and connection state.
 
     Bounded by wall time and by bytes of memory for the diagrams: past a bound the result is
-    incomplete, never wrong. `part`: about how many table entries are compared at a time.
+    incomplete, never wrong. `part`: about how many table entries are compared at a time. `before`:
+    what was proven before an edit; parts that it left as they were are not proven again.
+    `shadowed`: look for unreachable rules.
     """
     start = time.monotonic()
+    with paused():
+        stand = () if before is None else kept(before, ruleset, chain)
+    entries = len(chain.tables.ops)
+    if entries > _LARGE:
+        entries -= sum(part.stop - part.start for part in stand)
     most = memory * 3 // 4 // NODE_BYTES
-    nodes = min(most, max(_SMALL, _NODES_PER_ENTRY * len(chain.tables.ops)))
+    nodes = min(most, max(_SMALL, _NODES_PER_ENTRY * entries))
     while True:
-        attempt = _Attempt(ruleset, chain, part)
+        attempt = _Attempt(ruleset, chain, part, stand, shadowed)
         try:
             with paused():
                 attempt.run(nodes, start + seconds)
@@ -113,15 +124,24 @@ def prove(
 class _Attempt:
     """One run with a given capacity. `proof` is what is known so far."""
 
-    def __init__(self, ruleset: Ruleset, chain: ChainPlan, part: int) -> None:
+    def __init__(
+        self,
+        ruleset: Ruleset,
+        chain: ChainPlan,
+        part: int,
+        stand: tuple[Segment, ...],
+        shadowed: bool,
+    ) -> None:
         self._ruleset = ruleset
         self._chain = chain
         self._part = part
+        self._stand = stand
+        self._shadowed = shadowed
         self._hook: Hook = (chain.table, chain.chain)
         self._scene = Scene.of(self._hook, chain.flat.space)
         self._large = len(chain.tables.ops) > _LARGE
         self._doing = "setting up"
-        self._proven: Segment | None = None
+        self._proven: list[Segment] = []
         self.proof = Proof(False, True, None, False, (), {}, 0.0, "")
 
     @property
@@ -143,12 +163,14 @@ class _Attempt:
                 self.proof, complete=True, holds=False, counterexample=example, covered=_ALL
             )
             return
-        self.proof = replace(self.proof, complete=True, covered=_ALL)
-        self._doing = "looking for unreachable rules"
-        unreachable = unreachable_rules(
-            self._ruleset, treatments, self._scene, conditions, diagrams
-        )
-        self.proof = replace(self.proof, unreachable=unreachable)
+        parts = tuple(self._proven)
+        self.proof = replace(self.proof, complete=True, covered=_ALL, parts=parts)
+        if self._shadowed:
+            self._doing = "looking for unreachable rules"
+            unreachable = unreachable_rules(
+                self._ruleset, treatments, self._scene, conditions, diagrams
+            )
+            self.proof = replace(self.proof, unreachable=unreachable)
         self._doing = "listing the residual functions"
         functions = verdicts_met(self._ruleset, self._chain, conditions, diagrams)
         if functions is None:
@@ -161,8 +183,9 @@ class _Attempt:
         self, by_rules: Meaning, by_tables: Contents, outcomes: Outcomes, diagrams: Diagrams
     ) -> Counterexample | None:
         flat = self._chain.flat
-        cut = segments(flat, len(by_rules.rules), by_rules.nat is not None, self._part)
-        difference = differing(cut, by_rules, by_tables, outcomes, diagrams, self._note)
+        cutting = Cutting(flat, self._part, self._stand)
+        stand, note = frozenset(self._stand), self._proven.append
+        difference = differing(cutting, stand, by_rules, by_tables, outcomes, diagrams, note)
         if difference is None:
             return None
         example = self._example(difference, by_tables, diagrams)
@@ -171,9 +194,6 @@ class _Attempt:
         # The part differs on packets that do not get there, or that end the same anyway.
         whole = outcomes.difference(by_rules.whole(), by_tables.whole()) & diagrams.valid
         return self._example(whole, by_tables, diagrams) if whole.satisfiable() else None
-
-    def _note(self, segment: Segment) -> None:
-        self._proven = segment
 
     def _example(
         self, difference: Packets, by_tables: Contents, diagrams: Diagrams
@@ -194,14 +214,15 @@ class _Attempt:
         self.proof = replace(self.proof, covered=covered)
 
     def _part_proven(self) -> str:
-        proven = self._proven
-        if proven is None:
+        if not self._proven:
             return ""
+        proven = self._proven[-1]
         entries = f"{proven.stop} of {len(self._chain.tables.ops)} table entries"
         if proven.nat:
             return f"the nat rules before the chain ({entries})"
         rules = len(self._ruleset.tables[self._chain.table].chains[self._chain.chain].rules)
-        return f"rules 1 to {proven.behind} of {rules} in {self._chain.chain} ({entries})"
+        behind = proven.via[0].number if proven.via else proven.behind
+        return f"rules 1 to {behind} of {rules} in {self._chain.chain} ({entries})"
 
 
 def _diagrams(ruleset: Ruleset, chain: ChainPlan, nodes: int, deadline: float) -> Diagrams:
@@ -212,7 +233,7 @@ def _diagrams(ruleset: Ruleset, chain: ChainPlan, nodes: int, deadline: float) -
         _limits(chain),
         # The address that more rules test goes first: measured, it keeps the diagrams small.
         addresses=sorted((Field.SOURCE, Field.DESTINATION), key=lambda f: -uses.get(f, 0)),
-        outcome_bits=_OUTCOME_BITS if has_items(chain) else 1,
+        outcome_bits=_OUTCOME_BITS if has_items(chain) else 2,
         nodes=nodes,
         cache=max(1 << 10, nodes * NODE_BYTES // 4 // CACHE_ENTRY_BYTES),
         deadline=deadline,

@@ -62,6 +62,11 @@ class Conditions(RulePackets):
         self._diagrams = diagrams
         self._parts: dict[int, tuple[Alternatives, Packets]] = {}
 
+    @property
+    def everything(self) -> Packets:
+        """All packets in all states."""
+        return self._diagrams.true
+
     def _rule(self, rule: Rule) -> Packets:
         result = self._diagrams.true
         for part in static_part(rule, self._treatments[rule.ref], self._scene.space):
@@ -120,7 +125,9 @@ class Meaning:
         self._conditions = conditions
         self._hook = hook
         self._composer = _Composer(*self._context)
-        chain = ruleset.tables[hook[0]].chains[hook[1]]
+        self._outcomes = outcomes
+        self._chains = ruleset.tables[hook[0]].chains
+        chain = self._chains[hook[1]]
         self.policy = outcomes.constant(DROPPED if chain.policy == "DROP" else ACCEPTED)
         self.rules = chain.rules
         self.nat = nat_before(ruleset, hook, treatments)
@@ -134,14 +141,41 @@ class Meaning:
         """What rules `start` … `stop` - 1 (from 0) do, given what is behind them."""
         return self._composer.rules(self.rules[start:stop], behind, self.policy)
 
-    def lines(self, start: int, stop: int) -> list[Line] | None:
-        """Rules `start` … `stop` - 1 that match a packet and act; None if one is not a line."""
+    def part_behind(
+        self,
+        via: Sequence[RuleRef],
+        start: int,
+        stop: int,
+        behind: OutcomeMap,
+        returning: OutcomeMap,
+    ) -> OutcomeMap:
+        """As `part`, of the chain that the last of some jumps leads to, for who gets there.
+
+        For all others, and behind these rules, `behind`.
+        """
+        rules = self._rules_behind(via)[start:stop]
+        inside = self._composer.rules(rules, behind, returning)
+        return self._outcomes.choose(self._getting(via), inside, behind)
+
+    def jumps_to(self, ref: RuleRef) -> int | None:
+        """How many rules the chain has that a rule jumps to; None if it does not jump."""
+        treatment = self._treatments[ref]
+        if treatment.action is not Action.JUMP or treatment.target is None:
+            return None
+        return len(self._chains[treatment.target].rules)
+
+    def lines(self, start: int, stop: int, via: Sequence[RuleRef] = ()) -> list[Line] | None:
+        """Rules `start` … `stop` - 1 that match a packet and act; None if one is not a line.
+
+        Of the chain that the last of the jumps `via` leads to.
+        """
         found: list[Line] = []
-        for rule in self.rules[start:stop]:
+        getting = self._getting(via)
+        for rule in self._rules_behind(via)[start:stop]:
             treatment = self._treatments[rule.ref]
             if treatment.action is Action.CONTINUE:
                 continue
-            packets = self._conditions.of(rule)
+            packets = self._conditions.of(rule) & getting
             if not packets.satisfiable():
                 continue
             if treatment.action is Action.ITEM and treatment.item is not None:
@@ -152,6 +186,18 @@ class Meaning:
                 return None
             found.append((packets, trace))
         return found
+
+    def _rules_behind(self, via: Sequence[RuleRef]) -> Sequence[Rule]:
+        target = self._treatments[via[-1]].target if via else None
+        return self.rules if target is None else self._chains[target].rules
+
+    def _getting(self, via: Sequence[RuleRef]) -> Packets:
+        """The packets that all of some jumps match."""
+        result = self._conditions.everything
+        for ref in via:
+            rule = self._chains[ref.chain].rules[ref.number - 1]
+            result = self._conditions.of(rule) & result
+        return result
 
     def before(self, behind: OutcomeMap) -> OutcomeMap:
         """What the nat chain's predicate does, given what the filter chain does."""

@@ -39,6 +39,9 @@ NO_ENTRY = Trace((), None)
 NEXT = Trace((Item(RuleRef("", "", 0), ItemKind.RULE, True, frozenset(), ""),), None)
 """Stands for "goes on behind this part of the chain" while parts are compared."""
 
+RETURNS = Trace((Item(RuleRef("", "", 1), ItemKind.RULE, True, frozenset(), ""),), None)
+"""Stands for "goes on behind the jump to this part's chain"."""
+
 _VERDICTS: tuple[Verdict | None, ...] = (Verdict.DROP, Verdict.ACCEPT, Verdict.PUNT, None)
 Relation: TypeAlias = BCDDFunction
 Line: TypeAlias = tuple[Packets, Trace]

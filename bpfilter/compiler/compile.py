@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -66,10 +67,17 @@ def compile_chain(
     clock.lap("flatten")
     tables = build_tables(flat)
     clock.lap("tables")
-    found = enumerate_functions(flat, np.random.default_rng(_SEED), budget, tables)
+    plan = ChainPlan(table, chain, classified.treatments, flat, tables, ())
+    plan = with_functions_met(plan, budget=budget)
     clock.lap("functions")
+    return plan
+
+
+def with_functions_met(chain: ChainPlan, *, budget: int = _BUDGET) -> ChainPlan:
+    """The plan with the residual functions that so many sampled packets meet."""
+    found = enumerate_functions(chain.flat, np.random.default_rng(_SEED), budget, chain.tables)
     ranked = sorted(found, key=lambda pair: -pair[1])
-    return ChainPlan(table, chain, classified.treatments, flat, tables, tuple(f for f, _ in ranked))
+    return replace(chain, functions=tuple(function for function, _ in ranked))
 
 
 def assemble(plans: Sequence[Plan], *, code_space: int = CODES) -> Image:

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bpfilter.analysis.equivalence import prove_all
 from bpfilter.analysis.fates import FateKind, fates
 from bpfilter.demo.flood import Flooder, enable_gro, flooder, udp_frame
 from bpfilter.demo.network import DEVICE, FLOOD4, Network, inside
@@ -188,7 +189,7 @@ class Tour:
         for family, plan in prepared.plans.items():
             output = prepared.outputs[family].chains if family in prepared.outputs else {}
             whole = replace(plan, chains={**plan.chains, **output})
-            proofs = {key: prepared.proofs[family][key] for key in whole.chains}
+            proofs = prove_all(plan.ruleset, whole.chains.values())
             kinds = [fate.kind for fate in fates(whole, proofs).values()]
             counts = [str(kinds.count(kind)) for kind in FateKind]
             seconds = sum(proof.seconds for proof in proofs.values())

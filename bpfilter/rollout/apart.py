@@ -31,8 +31,9 @@ def apart(work: Callable[..., _T], *arguments: Any) -> _T:
         data = answer.read()
     _, status = os.waitpid(child, 0)
     if not data:
+        name = getattr(work, "func", work).__name__
         raise RolloutError(
-            f"the process of {work.__name__} ended with status {os.waitstatus_to_exitcode(status)}",
+            f"the process of {name} ended with status {os.waitstatus_to_exitcode(status)}",
             hint="the kernel's log says whether memory was short; try again with more",
         )
     done, result = pickle.loads(data)

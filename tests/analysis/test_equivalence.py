@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,26 +14,16 @@ from bpfilter.analysis import reach
 from bpfilter.analysis.equivalence import Proof, prove
 from bpfilter.analysis.interpret import Path, interpret
 from bpfilter.compiler.ir import Action, OpKind
-from bpfilter.compiler.layout import AxisKind, ChainTables
 from bpfilter.compiler.plan import ChainPlan
 from bpfilter.ruleset.fields import STATES, Family, Field
 from bpfilter.ruleset.model import RuleRef, Ruleset
 from bpfilter.ruleset.read import read_text
+from tests.analysis.breakings import BREAKINGS, Breaking, flipped_bit, hidden_leaf, office
 from tests.analysis.built import (
     ACCEPT,
     DROP,
-    LOG,
-    REJECT,
-    RETURN,
     chain,
-    dynamic,
-    goto,
-    interface,
-    jump,
-    masked,
     port,
-    prefix,
-    protocol,
     ruleset,
     state,
 )
@@ -46,41 +35,6 @@ SLOW = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-TEN = 10 << 24
-
-
-def office(family: Family = Family.IPV4) -> Ruleset:
-    """A ruleset with every kind of axis and operation."""
-    bits = 32 if family is Family.IPV4 else 128
-    shift = bits - 32
-    return ruleset(
-        chain(
-            "INPUT",
-            [
-                ([state(1, 2)], ACCEPT),
-                ([interface("lo")], ACCEPT),
-                ([protocol(6), port(22)], jump("ssh")),
-                ([protocol(17), port(53)], ACCEPT),
-                ([protocol(17), dynamic()], ACCEPT),
-                ([protocol(17)], LOG),
-                ([protocol(17)], REJECT),
-                ([prefix(Field.SOURCE, 12 << 24 << shift, 8, bits)], DROP),
-                ([prefix(Field.SOURCE, 13 << 24 << shift, 20, bits)], ACCEPT),
-                ([prefix(Field.SOURCE, TEN << shift, 16, bits)], ACCEPT),
-            ],
-            "DROP",
-        ),
-        chain(
-            "ssh",
-            [
-                ([prefix(Field.SOURCE, TEN << shift, 8, bits)], RETURN),
-                ([masked(Field.SOURCE, 0x00FF00FF, 0x00010001)], goto("odd")),
-                ([prefix(Field.SOURCE, (11 << 24) + 5 << shift, 32, bits)], DROP),
-            ],
-        ),
-        chain("odd", [([state(0)], ACCEPT)]),
-        family=family,
-    )
 
 
 @pytest.mark.parametrize("family", Family)
@@ -154,142 +108,6 @@ def test_a_state_in_raw_makes_no_rule_unreachable() -> None:
     lines = [([state(0, 3), port(1)], DROP), ([port(1)], ACCEPT), ([state(4)], DROP)]
     source = ruleset(chain("PREROUTING", lines, "ACCEPT", "raw"), table="raw")
     assert not prove(source, compiled(source, "PREROUTING", "raw")).unreachable
-
-
-Breaking = Callable[[ChainTables], ChainTables]
-
-
-def flipped_bit(tables: ChainTables) -> ChainTables:
-    blocks = tables.blocks.copy()
-    policy = len(tables.ops) - 1
-    first = int(tables.rows[tables.axes[0].row_base, tables.summary_span]) & 0xFFFFFFFF
-    blocks[first, policy // 64] ^= np.uint64(1 << policy % 64)
-    return replace(tables, blocks=blocks)
-
-
-def hidden_leaf(tables: ChainTables) -> ChainTables:
-    rows = tables.rows.copy()
-    rows[:, 0] = 0
-    return replace(tables, rows=rows)
-
-
-def swapped_operations(tables: ChainTables) -> ChainTables:
-    ops = tables.ops.copy()
-    accept = int(np.flatnonzero(ops >> 28 == OpKind.ACCEPT)[-1])
-    ops[accept] = OpKind.DROP << 28
-    return replace(tables, ops=ops)
-
-
-def other_item(tables: ChainTables) -> ChainTables:
-    ops = tables.ops.copy()
-    first, second = np.flatnonzero(ops >> 28 == OpKind.ITEM)[:2]
-    ops[[first, second]] = ops[[second, first]]
-    return replace(tables, ops=ops)
-
-
-def longer_skip(tables: ChainTables) -> ChainTables:
-    ops = tables.ops.copy()
-    skip = int(np.flatnonzero(ops >> 28 == OpKind.SKIP)[0])
-    ops[skip] = OpKind.SKIP << 28 | len(ops) - 1
-    return replace(tables, ops=ops)
-
-
-def wrong_class(tables: ChainTables) -> ChainTables:
-    axis = tables.axes[0]
-    ids = tables.ids.copy()
-    at = axis.base + (13 << 8 if axis.field is Field.SOURCE else 0)
-    ids[at] = (ids[at] + 1) % axis.classes if ids[at] < axis.classes else 0
-    return replace(tables, ids=ids)
-
-
-def pointer_outside(tables: ChainTables) -> ChainTables:
-    ids = tables.ids.copy()
-    ids[tables.axes[0].base + (10 << 8)] = 0x8FFFFFFF
-    return replace(tables, ids=ids)
-
-
-def wrong_fold(tables: ChainTables) -> ChainTables:
-    folded = [axis for axis in tables.axes if axis.combine]
-    ids = tables.ids.copy()
-    ids[folded[0].combine_base : folded[0].combine_base + folded[0].classes * 2] = 0
-    return replace(tables, ids=ids)
-
-
-def lost_states(tables: ChainTables) -> ChainTables:
-    return replace(tables, state_classes=tables.state_classes[::-1])
-
-
-def swapped_rows(tables: ChainTables) -> ChainTables:
-    rows = tables.rows.copy()
-    base = tables.axes[0].row_base
-    assert not np.array_equal(rows[base], rows[base + 1])
-    rows[[base, base + 1]] = rows[[base + 1, base]]
-    return replace(tables, rows=rows)
-
-
-def boundary_off_by_one(tables: ChainTables) -> ChainTables:
-    """13.0.16.0/24, the first behind 13.0.0.0/20, gets its class."""
-    axis = tables.axes[0]
-    assert axis.kind is AxisKind.TRIE4
-    ids = tables.ids.copy()
-    below = axis.base + (1 << 16) + (int(ids[axis.base + (13 << 8)]) & 0x7FFFFFFF) * 256
-    assert ids[below + 15] != ids[below + 16]
-    ids[below + 16] = ids[below + 15]
-    return replace(tables, ids=ids)
-
-
-def added_bit(tables: ChainTables) -> ChainTables:
-    """One more class is in the box of the entry before the policy's."""
-    blocks = tables.blocks.copy()
-    entry = len(tables.ops) - 2
-    axis = tables.axes[0]
-    first = int(tables.rows[axis.row_base, tables.summary_span]) & 0xFFFFFFFF
-    assert not int(blocks[first, entry // 64]) >> entry % 64 & 1
-    blocks[first, entry // 64] |= np.uint64(1 << entry % 64)
-    return replace(tables, blocks=blocks)
-
-
-def next_state_class(tables: ChainTables) -> ChainTables:
-    return replace(tables, state_row_base=tables.state_row_base - 1)
-
-
-def item_lost(tables: ChainTables) -> ChainTables:
-    ops = tables.ops.copy()
-    item = int(np.flatnonzero(ops >> 28 == OpKind.ITEM)[0])
-    ops[item] = OpKind.SKIP << 28 | item + 1
-    return replace(tables, ops=ops)
-
-
-def item_unknown(tables: ChainTables) -> ChainTables:
-    ops = tables.ops.copy()
-    ops[int(np.flatnonzero(ops >> 28 == OpKind.ITEM)[-1])] |= 0x0FFFFFFF
-    return replace(tables, ops=ops)
-
-
-def unknown_kind(tables: ChainTables) -> ChainTables:
-    ops = tables.ops.copy()
-    ops[int(np.flatnonzero(ops >> 28 == OpKind.DROP)[0])] = 9 << 28
-    return replace(tables, ops=ops)
-
-
-BREAKINGS = (
-    swapped_rows,
-    boundary_off_by_one,
-    added_bit,
-    next_state_class,
-    item_lost,
-    item_unknown,
-    unknown_kind,
-    flipped_bit,
-    hidden_leaf,
-    swapped_operations,
-    other_item,
-    longer_skip,
-    wrong_class,
-    pointer_outside,
-    wrong_fold,
-    lost_states,
-)
 
 
 @pytest.mark.parametrize("part", [1, 128])

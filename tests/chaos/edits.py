@@ -3,20 +3,22 @@
 After each edit a packet that it concerns is sent at once, and one behind it that is always
 accepted: when that one has arrived, the first one was judged; the same again while the program goes
 round the edited rule, and under the new plan. In force again is what moves the counter of our own
-jump. The daemon's part (look at the generation, plan beside that, swap) is done here, in the rhythm
-of its polling.
+jump. The daemon's part (look at the generation, plan beside that, swap) is done by a process of its
+own, in the rhythm of the daemon's polling.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import select
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bpfilter.rollout.journal import Journal, Stage
@@ -32,6 +34,7 @@ from tests.chaos.rules import CHANGING, name_of
 from tests.chaos.traffic import Traffic
 from tests.chaos.world import World
 
+_FORK = multiprocessing.get_context("fork")
 _FENCE = (1010, "udp accepted")
 
 
@@ -75,7 +78,25 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 @contextmanager
-def _enforcing(world: World) -> Iterator[tuple[Rollout, Watcher, Planner]]:
+def _enforcing(world: World) -> Iterator[Connection]:
+    """A process that decides; it sends one word when it goes round an edit, one when it is past it.
+
+    Of its own, as the daemon is: the senders and receivers here would keep its threads waiting.
+    """
+    here, there = _FORK.Pipe()
+    process = _FORK.Process(target=_decide, args=(world, here, there), daemon=True)
+    process.start()
+    there.close()
+    try:
+        _hear(here, "enforcing")
+        yield here
+    finally:
+        here.close()
+        process.join(30)
+
+
+def _decide(world: World, other: Connection, pipe: Connection) -> None:
+    other.close()
     request = Request(world.interfaces, Backend(world.backend), lease_seconds=30.0)
     with tempfile.TemporaryDirectory(prefix="bpfilter-edits-") as directory:
         journal = Journal(Path(directory) / "state")
@@ -88,8 +109,34 @@ def _enforcing(world: World) -> Iterator[tuple[Rollout, Watcher, Planner]]:
             rollout.watched = rollout.follows = True
             rollout.shadow()
             rollout.enforce()
-            yield rollout, watcher, planner
+            pipe.send("enforcing")
+            with suppress(EOFError):
+                while True:
+                    _follow(rollout, watcher, planner, pipe)
         journal.remove()
+
+
+def _follow(rollout: Rollout, watcher: Watcher, planner: Planner, pipe: Connection) -> None:
+    """One edit, in the rhythm of the daemon's polling."""
+    while not rollout.edited():
+        if pipe in select.select([pipe, *watcher.files], [], [], POLL_SECONDS)[0]:
+            raise EOFError
+        watcher.drain()
+    trouble = rollout.tick()
+    assert trouble is None and rollout.behind is not None, trouble
+    planner.start(rollout.preparation())
+    pipe.send("around")
+    while (plan := planner.take()) is None:
+        select.select([*watcher.files, planner.file], [], [], POLL_SECONDS)
+        watcher.drain()
+    rollout.swap(plan)
+    assert rollout.stage is Stage.ENFORCE and rollout.behind is None
+    pipe.send("planned")
+
+
+def _hear(pipe: Connection, word: str) -> None:
+    assert pipe.poll(60), f"the deciding process never said {word!r}"
+    assert pipe.recv() == word
 
 
 def edits(backend: str, count: int, *, router: bool, filler: int, seed: int, rate: int) -> Edited:
@@ -97,7 +144,7 @@ def edits(backend: str, count: int, *, router: bool, filler: int, seed: int, rat
     rng = random.Random(seed)
     with World(backend, router=router, filler=filler) as world:
         result = Edited(world.name, filler, tally=world.book.tally)
-        with Traffic(world, rate, seed) as traffic, _enforcing(world) as deciding:
+        with _enforcing(world) as deciding, Traffic(world, rate, seed) as traffic:
             world.book.act = "edits while enforcing"
             for _ in range(count):
                 _one(world, traffic, deciding, rng, result)
@@ -105,37 +152,20 @@ def edits(backend: str, count: int, *, router: bool, filler: int, seed: int, rat
 
 
 def _one(
-    world: World,
-    traffic: Traffic,
-    deciding: tuple[Rollout, Watcher, Planner],
-    rng: random.Random,
-    result: Edited,
+    world: World, traffic: Traffic, deciding: Connection, rng: random.Random, result: Edited
 ) -> None:
-    rollout, watcher, planner = deciding
-    watcher.drain()
+    time.sleep(rng.random() * POLL_SECONDS)
     family, _ = world.edit(rng)
     returned = time.monotonic_ns()
     result.edits += 1
     chain, port = rng.choice(world.rules[family].chains), rng.choice(CHANGING)
     probed = world, traffic, Kind(chain, family, name_of(port)), port, result
     result.judged.append((_judged(*probed) - returned) / SECOND)
-    select.select(watcher.files, [], [], rng.random() * POLL_SECONDS)
-    with entered(world.fw):
-        while not rollout.edited():
-            select.select(watcher.files, [], [], POLL_SECONDS)
-            watcher.drain()
-        trouble = rollout.tick()
-        assert trouble is None and rollout.behind is not None, trouble
-        planner.start(rollout.preparation())
+    _hear(deciding, "around")
     result.round.append((_decided(world, traffic, family) - returned) / SECOND)
     _judged(*probed)
-    with entered(world.fw):
-        while (plan := planner.take()) is None:
-            select.select([*watcher.files, planner.file], [], [], POLL_SECONDS)
-            watcher.drain()
-        rollout.swap(plan)
+    _hear(deciding, "planned")
     result.back.append((_decided(world, traffic, family) - returned) / SECOND)
-    assert rollout.stage is Stage.ENFORCE and rollout.behind is None
     _judged(*probed)
 
 
