@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import bpffs
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_RULESETS = ROOT.parent / "shared" / "rulesets"
 GUEST = os.environ.get("BPFILTER_GUEST")
@@ -26,6 +28,12 @@ def kernel_obstacle() -> str | None:
     if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode != 0:
         return "network namespaces cannot be made"
     return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before workers start, of which none could tell whether another is mounting."""
+    if not hasattr(config, "workerinput"):
+        bpffs.mount()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests import bpffs
 from tests.chaos.edits import Edited, edits
 from tests.chaos.leak import Leaks, leaks, process_leaks
 from tests.chaos.run import BACKENDS, Result, run
@@ -21,6 +22,7 @@ WORLDS = ("host", "router")
 def main() -> int:
     chosen = _parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves the contexts
+    bpffs.mount()
     good = True
     with tempfile.TemporaryDirectory(prefix="bpfilter-chaos-") as directory:
         os.environ["XTABLES_LOCKFILE"] = str(Path(directory) / "xtables.lock")
