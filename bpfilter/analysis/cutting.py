@@ -33,6 +33,8 @@ _GROWN_FIRST = (
 )
 """What readers expect to be unrestricted comes first, so it grows the most."""
 
+_ADDRESSES = frozenset({Field.SOURCE, Field.DESTINATION})
+_FILLED = _ADDRESSES | {Field.SOURCE_PORT, Field.DESTINATION_PORT, Field.LENGTH, Field.TTL}
 _MOST_RANGES = 48
 _FEW_RANGES = 8
 
@@ -65,16 +67,42 @@ def cut(packets: Packets, diagrams: Diagrams, most: int) -> tuple[tuple[Cut, ...
 
 
 def around(packets: Packets, diagrams: Diagrams) -> Cut:
-    """A box that holds the set, near the smallest: fields of many values may have any."""
+    """A box that holds the set, near the smallest: fields of many values may have any.
+
+    Small gaps in a field's values are filled, so that they read as one network or range.
+    """
     fields = {}
     for name in diagrams.fields:
         bits = field_bits(name, diagrams.family)
         values = _values(packets.exists(diagrams.all_but(name)), name, diagrams)
+        if values is not None and name in _FILLED:
+            values = _filled(values, name, bits)
         # Flags are some bits that are set and some that are not, in however many ranges.
         if values is not None and (name is Field.TCP_FLAGS or _is_short(values, bits)):
             fields[name] = values
     states = _states(packets.exists(diagrams.all_but(None)), diagrams)
     return Cut(_restricting(fields, diagrams), states)
+
+
+def _filled(values: Intervals, name: Field, bits: int) -> Intervals:
+    """The range or network around some values, if they are at least half of it."""
+    if name in _ADDRESSES:
+        outer = enclosing_network(values, bits)
+    else:
+        outer = Intervals.single(values.ranges[0][0], values.ranges[-1][1])
+    return outer if 2 * _size(values) >= _size(outer) else values
+
+
+def _size(values: Intervals) -> int:
+    return sum(high - low + 1 for low, high in values.ranges)
+
+
+def enclosing_network(values: Intervals, bits: int) -> Intervals:
+    """The smallest network around some addresses, of so many bits."""
+    low, high = values.ranges[0][0], values.ranges[-1][1]
+    free = (low ^ high).bit_length()
+    first = low >> free << free
+    return Intervals.single(first, first + (1 << free) - 1)
 
 
 def _is_short(values: Intervals, bits: int) -> bool:

@@ -14,6 +14,7 @@ from bpfilter.analysis.difference import Change, HookDifference, Side
 from bpfilter.compiler.ir import Space
 from bpfilter.report.document import Document, reference
 from bpfilter.report.examples import packet_line
+from bpfilter.report.grouping import groups, largest, packets_of, sentence, told
 from bpfilter.report.safe import printable
 from bpfilter.report.words import box_words, field_words, state_words
 from bpfilter.ruleset.fields import Family, Field, Intervals
@@ -63,18 +64,21 @@ def difference_document(
 
 def _chain(old: Ruleset, new: Ruleset, found: HookDifference, judged: int | None) -> Document:
     edits = found.edits
+    changes = [_change(old, new, each, found, judged) for each in found.changes]
+    rules = {
+        "added": [_rule(rule) for rule in edits.added],
+        "removed": [_rule(rule) for rule in edits.removed],
+        "moved": [_rule(rule) for rule in edits.moved],
+        "policies": list(edits.policies),
+    }
     return {
         "table": found.hook[0],
         "chain": found.hook[1],
         "same": found.same,
         "complete": found.complete,
-        "changes": [_change(old, new, each, found, judged) for each in found.changes],
-        "rules": {
-            "added": [_rule(rule) for rule in edits.added],
-            "removed": [_rule(rule) for rule in edits.removed],
-            "moved": [_rule(rule) for rule in edits.moved],
-            "policies": list(edits.policies),
-        },
+        "changes": changes,
+        "groups": groups(changes, rules),
+        "rules": rules,
         "newly_unreachable": [_named(new, ref) for ref in found.newly_unreachable],
         "dynamic": [printable(text.partition("\n")[0]) for text in found.dynamic],
         "undecided": [_rule(rule) for rule in found.undecided],
@@ -150,15 +154,18 @@ REACH_UNDECIDED = "not all rules were looked at that may be unreachable now"
 
 
 MOST_CHANGES = 20
-"""Changes that a report for people shows in full, the largest."""
+"""Changes and groups of them that a report for people shows, the largest."""
 
 
-def further(changes: Sequence[Document]) -> Iterator[str]:
-    """What the changes behind the first MOST_CHANGES are, in a few sentences."""
-    kinds = Counter(
-        (each["old"]["verdict"], each["new"]["verdict"], _place(each["new"]["rule"]))
-        for each in changes[MOST_CHANGES:]
-    )
+def further(chain: Document) -> Iterator[str]:
+    """What is behind the first MOST_CHANGES, in a few sentences."""
+    kinds: Counter[tuple[str, str, str]] = Counter()
+    for kind, each in list(told(chain))[MOST_CHANGES:]:
+        if kind == "group":
+            kinds[each["old"], each["new"], _place(each["rule"])] += len(each["changes"])
+        else:
+            verdicts = each["old"]["verdict"], each["new"]["verdict"]
+            kinds[(*verdicts, _place(each["new"]["rule"]))] += 1
     listed = kinds.most_common(MOST_CHANGES)
     for (old, new, rule), count in listed:
         yield f"and {count} more: {old} → {new}, now by {rule} (JSON has all)"
@@ -167,7 +174,7 @@ def further(changes: Sequence[Document]) -> Iterator[str]:
 
 
 def touched(change: Document) -> str | None:
-    """How much traffic so far a change would have touched; None if nothing was counted."""
+    """How much traffic so far a change or group would have touched; None if nothing counted."""
     traffic = change["traffic"]
     if traffic is None:
         return None
@@ -202,10 +209,13 @@ def _render_chain(chain: Document, console: Console) -> None:
     if not edited and chain["same"]:
         return
     console.print(Text(f"\n{chain['table']} {chain['chain']}", style="bold"))
-    for change in chain["changes"][:MOST_CHANGES]:
-        _render_change(change, console)
-    for sentence in further(chain["changes"]):
-        console.print(Text(f"  {sentence}", "bold"))
+    for told_as, each in list(told(chain))[:MOST_CHANGES]:
+        if told_as == "group":
+            _render_group(each, chain, console)
+        else:
+            _render_change(each, console)
+    for line in further(chain):
+        console.print(Text(f"  {line}", "bold"))
     for kind, sign, style in (("added", "+", "green"), ("removed", "-", "red"), ("moved", "~", "")):
         for rule in rules[kind][:_MOST]:
             console.print(Text(f"  {sign} {rule['number']:>5}  {rule['text']}", style=style))
@@ -232,15 +242,42 @@ def _render_chain(chain: Document, console: Console) -> None:
 _MOST = 20
 
 
+ANOTHER_WAY = "by another way: dynamic rules see other packets"
+"""Said of a change that leaves the verdict as it was."""
+
+
+def _render_group(group: Document, chain: Document, console: Console) -> None:
+    """The edited rule, then the largest of its changes with the rules on the other side."""
+    _render_verdicts(group["old"], group["new"], group["verdict_changes"], console)
+    console.print(Text(f"    {sentence(group)}:"))
+    words, other, its = ("now", "old", "was") if group["side"] == "new" else ("was", "new", "now")
+    console.print(Text(f"    {words}: {_place(group['rule'])}  {group['rule']['text']}"))
+    if (traffic := touched(group)) is not None:
+        console.print(Text(f"    {traffic}", style="dim"))
+    chosen, more = largest(group, chain)
+    for change in chosen:
+        rule = change[other]["rule"]
+        console.print(Text(f"    - {its}: {_place(rule)}  {rule['text']}"))
+        for line in packets_of(change, REST):
+            console.print(Text(f"      {line}"))
+        console.print(Text(f"      for example {change['example']}", style="dim"))
+    if more:
+        console.print(Text(f"    {more}"))
+
+
+def _render_verdicts(old: str, new: str, of_verdict: bool, console: Console) -> None:
+    head = Text("  ")
+    head.append(old, _COLOURS.get(old, "cyan"))
+    head.append(" → ")
+    head.append(new, _COLOURS.get(new, "cyan"))
+    if not of_verdict:
+        head.append(f" {ANOTHER_WAY}")
+    console.print(head)
+
+
 def _render_change(change: Document, console: Console) -> None:
     old, new = change["old"], change["new"]
-    head = Text("  ")
-    head.append(old["verdict"], _COLOURS.get(old["verdict"], "cyan"))
-    head.append(" → ")
-    head.append(new["verdict"], _COLOURS.get(new["verdict"], "cyan"))
-    if not change["verdict_changes"]:
-        head.append(" by another way: dynamic rules see other packets")
-    console.print(head)
+    _render_verdicts(old["verdict"], new["verdict"], change["verdict_changes"], console)
     if change["within"] is not None:
         console.print(Text(f"    {change['within']}"))
         console.print(Text(f"    {REST}", style="dim"))

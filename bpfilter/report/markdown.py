@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bpfilter.report.difference import MOST_CHANGES, REACH_UNDECIDED, REST, further, touched
+from bpfilter.report.difference import (
+    ANOTHER_WAY,
+    MOST_CHANGES,
+    REACH_UNDECIDED,
+    REST,
+    further,
+    touched,
+)
 from bpfilter.report.document import (
     FATES,
     Document,
@@ -12,6 +19,7 @@ from bpfilter.report.document import (
     redundant_rules,
     states_told_apart,
 )
+from bpfilter.report.grouping import largest, packets_of, sentence, told
 from bpfilter.report.safe import markdown, markdown_code
 from bpfilter.report.text import MEANING
 
@@ -189,25 +197,8 @@ def _difference(document: Document) -> Iterable[str]:
 
 
 def _chain_difference(chain: Document) -> Iterable[str]:
-    for change in chain["changes"][:MOST_CHANGES]:
-        old, new = markdown(change["old"]["verdict"]), markdown(change["new"]["verdict"])
-        by = "" if change["verdict_changes"] else ", by another way: dynamic rules see others"
-        yield f"\n### {old} → {new}{by}"
-        yield ""
-        if change["within"] is not None:
-            yield f"- {markdown(change['within'])}, {REST}"
-        else:
-            yield from (f"- {markdown(words)}" for words in change["packets"])
-        yield f"\nFor example {markdown(change['example'])}\n"
-        if (traffic := touched(change)) is not None:
-            yield f"Traffic: {markdown(traffic)}\n"
-        yield from table(
-            ("", "rule", "text"),
-            (
-                (name, markdown(_place(side["rule"])), markdown_code(side["rule"]["text"]))
-                for name, side in (("was", change["old"]), ("is now", change["new"]))
-            ),
-        )
+    for told_as, each in list(told(chain))[:MOST_CHANGES]:
+        yield from _group(each, chain) if told_as == "group" else _change(each)
     rules = [
         (sign, rule)
         for kind, sign in (("added", "+"), ("removed", "-"), ("moved", "~"))
@@ -222,8 +213,8 @@ def _chain_difference(chain: Document) -> Iterable[str]:
                 for sign, rule in rules[:_MOST]
             ),
         )
-    for sentence in further(chain["changes"]):
-        yield f"\n{markdown(sentence[:1].upper() + sentence[1:])}."
+    for line in further(chain):
+        yield f"\n{markdown(line[:1].upper() + line[1:])}."
     for rule in chain["newly_unreachable"]:
         place = markdown(_place(rule))
         yield f"\nNo packet reaches {place} any more: {markdown_code(rule['text'])}"
@@ -233,6 +224,52 @@ def _chain_difference(chain: Document) -> Iterable[str]:
         yield f"\nNot followed, it interferes with too many rules: {markdown_code(rule['text'])}"
     if chain["same"]:
         yield "\nWithout effect on any packet."
+
+
+def _heading(old: str, new: str, of_verdict: bool) -> str:
+    by = "" if of_verdict else f", {ANOTHER_WAY}"
+    return f"\n### {markdown(old)} → {markdown(new)}{by}\n"
+
+
+def _change(change: Document) -> Iterable[str]:
+    old, new = change["old"], change["new"]
+    yield _heading(old["verdict"], new["verdict"], change["verdict_changes"])
+    yield from (f"- {markdown(line)}" for line in packets_of(change, REST))
+    yield f"\nFor example {markdown(change['example'])}\n"
+    if (traffic := touched(change)) is not None:
+        yield f"Traffic: {markdown(traffic)}\n"
+    yield from table(
+        ("", "rule", "text"),
+        (
+            (name, markdown(_place(side["rule"])), markdown_code(side["rule"]["text"]))
+            for name, side in (("was", old), ("is now", new))
+        ),
+    )
+
+
+def _group(group: Document, chain: Document) -> Iterable[str]:
+    yield _heading(group["old"], group["new"], group["verdict_changes"])
+    told_of = sentence(group)
+    rule = f"{markdown(_place(group['rule']))} {markdown_code(group['rule']['text'])}"
+    yield f"{told_of[:1].upper()}{told_of[1:]}: {rule}\n"
+    if (traffic := touched(group)) is not None:
+        yield f"Traffic: {markdown(traffic)}\n"
+    other, its = ("old", "was") if group["side"] == "new" else ("new", "is now")
+    chosen, more = largest(group, chain)
+    yield from table(
+        ("packets", its, "text", "for example"),
+        (
+            (
+                "; ".join(markdown(line) for line in packets_of(change, REST)),
+                markdown(_place(change[other]["rule"])),
+                markdown_code(change[other]["rule"]["text"]),
+                markdown(change["example"]),
+            )
+            for change in chosen
+        ),
+    )
+    if more:
+        yield f"\n{more[:1].upper()}{more[1:]}."
 
 
 def _place(rule: Document) -> str:

@@ -15,8 +15,16 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bpfilter.report.difference import MOST_CHANGES, REACH_UNDECIDED, REST, further, touched
+from bpfilter.report.difference import (
+    ANOTHER_WAY,
+    MOST_CHANGES,
+    REACH_UNDECIDED,
+    REST,
+    further,
+    touched,
+)
 from bpfilter.report.document import FATES, Document, redundant_rules, states_told_apart
+from bpfilter.report.grouping import largest, packets_of, sentence, told
 from bpfilter.report.pictures import Curve, bar, chain_graph, curves, growth, heat
 from bpfilter.report.shadow import causes, counted, head, moment, span, unexercised, verdict, way
 from bpfilter.report.text import MEANING
@@ -44,6 +52,11 @@ def difference_page(document: Document) -> str:
         document=document,
         touched=touched,
         rest=REST,
+        another_way=ANOTHER_WAY,
+        told=told,
+        sentence=sentence,
+        largest=largest,
+        packets_of=packets_of,
         reach_undecided=REACH_UNDECIDED,
         most_changes=MOST_CHANGES,
         further=further,

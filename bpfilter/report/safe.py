@@ -10,7 +10,8 @@ from typing import Any
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that steer a terminal or a reader's eye instead of showing something."""
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~&])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&]|(?<!\d)[-.]|[-.](?!\d))")
+"""All that may mean something; a dot or dash between digits, as in addresses, cannot."""
 
 
 def printable(text: str) -> str:

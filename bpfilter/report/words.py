@@ -7,7 +7,7 @@ import ipaddress
 import operator
 from collections.abc import Callable, Sequence
 
-from bpfilter.analysis.cutting import Cut
+from bpfilter.analysis.cutting import Cut, enclosing_network
 from bpfilter.analysis.describe import describe_value
 from bpfilter.compiler.ir import Space
 from bpfilter.ruleset.fields import (
@@ -163,11 +163,15 @@ def _listed(written: Sequence[str]) -> str:
 
 
 def _addresses(values: Intervals, space: Space) -> str:
+    """The networks of a set, or the one around it and what that leaves out if it is shorter."""
+    networks = _networks(values, space)
     bits = field_bits(Field.SOURCE, space.family)
-    networks, others = _networks(values, space), _networks(values.complement(bits), space)
-    if others and len(others) < len(networks):
-        return f"anywhere except {_listed(others)}"
-    return _listed(networks)
+    outer = enclosing_network(values, bits)
+    others = _networks(outer.intersect(values.complement(bits)), space)
+    if len(others) + 1 >= len(networks):
+        return _listed(networks)
+    (whole,) = _networks(outer, space)
+    return f"{'anywhere' if whole.endswith('/0') else whole} except {_listed(others)}"
 
 
 def _networks(values: Intervals, space: Space) -> Sequence[str]:
