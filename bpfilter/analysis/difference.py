@@ -50,13 +50,18 @@ _EXAMPLES = {
     family: {
         Field.SOURCE: tuple(int(ip_address(text)) for text in sources),
         Field.DESTINATION: (int(ip_address(destination)),),
+        Field.PROTOCOL: (6, 17),
         Field.SOURCE_PORT: (40_000,),
+        Field.DESTINATION_PORT: (443, 22),
     }
     for family, sources, destination in (
         (Family.IPV4, ("203.0.113.7", "192.0.2.7", "10.0.0.7"), "198.51.100.1"),
         (Family.IPV6, ("2001:db8::7", "fd00::7"), "2001:db8::1"),
     )
 }
+
+_HOST = 7
+"""In a network of which no address above is."""
 
 _Pair = tuple[str, RuleRef, str, RuleRef]
 
@@ -337,7 +342,19 @@ def _pleasing(packets: Packets, diagrams: Diagrams) -> Packets:
                 if some.satisfiable():
                     packets = some
                     break
+            else:
+                packets = _inside(packets, name, diagrams)
     return packets
+
+
+def _inside(packets: Packets, name: Field, diagrams: Diagrams) -> Packets:
+    """Without the first value of a field, which in a network is no host's, if others remain."""
+    if name not in (Field.SOURCE, Field.DESTINATION):
+        return packets
+    example = diagrams.example(packets)
+    value = 0 if example is None else example[0][name] + _HOST
+    some = packets & diagrams.values(name, Intervals.single(value))
+    return some if some.satisfiable() else packets
 
 
 def _with(ruleset: Ruleset, hook: tuple[str, str]) -> Ruleset | None:

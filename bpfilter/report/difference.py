@@ -16,6 +16,7 @@ from bpfilter.report.document import Document, reference
 from bpfilter.report.examples import packet_line
 from bpfilter.report.grouping import groups, largest, packets_of, sentence, told
 from bpfilter.report.safe import printable
+from bpfilter.report.terminal import indented
 from bpfilter.report.words import box_words, field_words, state_words
 from bpfilter.ruleset.fields import Family, Field, Intervals
 from bpfilter.ruleset.model import Rule, RuleRef, Ruleset
@@ -215,28 +216,28 @@ def _render_chain(chain: Document, console: Console) -> None:
         else:
             _render_change(each, console)
     for line in further(chain):
-        console.print(Text(f"  {line}", "bold"))
+        indented(console, line, 2, "bold")
     for kind, sign, style in (("added", "+", "green"), ("removed", "-", "red"), ("moved", "~", "")):
         for rule in rules[kind][:_MOST]:
-            console.print(Text(f"  {sign} {rule['number']:>5}  {rule['text']}", style=style))
+            indented(console, f"{sign} {rule['number']:>5}  {rule['text']}", 2, style)
         if len(rules[kind]) > _MOST:
-            console.print(f"  {sign}        and {len(rules[kind]) - _MOST} more {kind}")
+            indented(console, f"{sign}        and {len(rules[kind]) - _MOST} more {kind}", 2)
     for name in rules["policies"]:
-        console.print(Text(f"  ± policy of {name}"))
+        indented(console, f"± policy of {name}", 2)
     for rule in chain["newly_unreachable"]:
-        console.print(Text(f"  no packet reaches rule {_place(rule)} any more: {rule['text']}"))
+        indented(console, f"no packet reaches rule {_place(rule)} any more: {rule['text']}", 2)
     for text in chain["dynamic"][:_MOST]:
-        console.print(Text(f"  on the way, the same on both sides: {text}", style="dim"))
+        indented(console, f"on the way, the same on both sides: {text}", 2, "dim")
     if chain["reach_undecided"]:
-        console.print(f"  {REACH_UNDECIDED}", style="yellow")
+        indented(console, REACH_UNDECIDED, 2, "yellow")
     for rule in chain["undecided"]:
-        console.print(
-            Text(f"  not followed, it interferes with too many rules: {rule['text']}", "yellow")
+        indented(
+            console, f"not followed, it interferes with too many rules: {rule['text']}", 2, "yellow"
         )
     if chain["policy_undecided"]:
-        console.print(Text("  the packets that reach the policy were not followed", "yellow"))
+        indented(console, "the packets that reach the policy were not followed", 2, "yellow")
     if chain["same"]:
-        console.print(Text("  without effect on any packet", style="green"))
+        indented(console, "without effect on any packet", 2, "green")
 
 
 _MOST = 20
@@ -249,20 +250,20 @@ ANOTHER_WAY = "by another way: dynamic rules see other packets"
 def _render_group(group: Document, chain: Document, console: Console) -> None:
     """The edited rule, then the largest of its changes with the rules on the other side."""
     _render_verdicts(group["old"], group["new"], group["verdict_changes"], console)
-    console.print(Text(f"    {sentence(group)}:"))
+    indented(console, f"{sentence(group)}:", 4)
     words, other, its = ("now", "old", "was") if group["side"] == "new" else ("was", "new", "now")
-    console.print(Text(f"    {words}: {_place(group['rule'])}  {group['rule']['text']}"))
+    indented(console, f"{words}: {_place(group['rule'])}  {group['rule']['text']}", 4)
     if (traffic := touched(group)) is not None:
-        console.print(Text(f"    {traffic}", style="dim"))
+        indented(console, traffic, 4, "dim")
     chosen, more = largest(group, chain)
     for change in chosen:
         rule = change[other]["rule"]
-        console.print(Text(f"    - {its}: {_place(rule)}  {rule['text']}"))
+        indented(console, f"- {its}: {_place(rule)}  {rule['text']}", 4)
         for line in packets_of(change, REST):
-            console.print(Text(f"      {line}"))
-        console.print(Text(f"      for example {change['example']}", style="dim"))
+            indented(console, line, 6)
+        indented(console, f"for example {change['example']}", 6, "dim")
     if more:
-        console.print(Text(f"    {more}"))
+        indented(console, more, 4)
 
 
 def _render_verdicts(old: str, new: str, of_verdict: bool, console: Console) -> None:
@@ -279,22 +280,22 @@ def _render_change(change: Document, console: Console) -> None:
     old, new = change["old"], change["new"]
     _render_verdicts(old["verdict"], new["verdict"], change["verdict_changes"], console)
     if change["within"] is not None:
-        console.print(Text(f"    {change['within']}"))
-        console.print(Text(f"    {REST}", style="dim"))
+        indented(console, change["within"], 4)
+        indented(console, REST, 4, "dim")
     else:
         for words in change["packets"]:
-            console.print(Text(f"    {words}"))
-    console.print(Text(f"    for example {change['example']}", style="dim"))
+            indented(console, words, 4)
+    indented(console, f"for example {change['example']}", 4, "dim")
     if (traffic := touched(change)) is not None:
-        console.print(Text(f"    {traffic}", style="dim"))
+        indented(console, traffic, 4, "dim")
     both = [text for text in old["after"] if text in new["after"]]
     for name, side in (("was", old), ("now", new)):
-        console.print(Text(f"    {name}: {_place(side['rule'])}  {side['rule']['text']}"))
+        indented(console, f"{name}: {_place(side['rule'])}  {side['rule']['text']}", 4)
         for text in side["after"]:
             if text not in both:
-                console.print(Text(f"         after {text}", style="dim"))
+                indented(console, f"after {text}", 9, "dim")
     for text in both:
-        console.print(Text(f"    before and now after {text}", style="dim"))
+        indented(console, f"before and now after {text}", 4, "dim")
 
 
 def _place(rule: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -170,6 +171,7 @@ def render_explanation(document: Document, console: Console, *, verbose: bool = 
     console.print(Text(f"{document['table']} {document['chain']}: ", "bold").append(fields, ""))
     console.print(Text(f"by {document['source']}, {document['family']}", "dim"))
     for path in document["paths"]:
+        console.print()
         console.print(_state_title(path["states"]))
         rules, program = _rules(path["iptables"], verbose), _program(path["program"])
         if console.width >= _SIDE_BY_SIDE:
@@ -178,9 +180,12 @@ def render_explanation(document: Document, console: Console, *, verbose: bool = 
             both.add_row(rules, program)
             console.print(both)
         else:
-            console.print(Group(Text("iptables", "bold"), rules, Text("program", "bold"), program))
+            for name, side in (("iptables", rules), ("program", program)):
+                console.print(Text(f"  {name}", "bold"))
+                console.print(Padding(side, (0, 0, 0, 4), expand=False))
         if not path["agree"]:
             console.print(Text("they DISAGREE: please report this with the ruleset", "bold red"))
+    console.print()
     console.print(_lookups(document["lookups"]))
     console.print(Text(f"function: {_function(document['function'])}"))
     if "kernel" in document:

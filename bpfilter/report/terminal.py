@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
 from rich.segment import Segment
+from rich.text import Text
 
 from bpfilter.report.safe import harmless
 
@@ -36,3 +38,8 @@ def _safe(segments: Iterable[Segment]) -> Iterator[Segment]:
 def terminal(**options: Any) -> Console:
     """For standard output, or what the options of `rich.console.Console` say."""
     return SafeConsole(**{"highlight": False, **options})
+
+
+def indented(console: Console, words: str, indent: int, style: str = "") -> None:
+    """Words that stay behind their indent where the terminal is too narrow for them."""
+    console.print(Padding(Text(words, style), (0, 0, 0, indent), expand=False))

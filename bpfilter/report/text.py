@@ -17,6 +17,7 @@ from bpfilter.report.document import (
     states_told_apart,
 )
 from bpfilter.report.host_text import render_cost, render_host
+from bpfilter.report.terminal import indented
 
 _MOST = 40
 _MOST_REDUNDANT = 5
@@ -149,8 +150,8 @@ def _redundant(rules: Sequence[Document], console: Console, most: int) -> None:
     )
     for rule in rules[:most]:
         by = rule["redundant_with"]
-        name = f"  {rule['table']} {rule['chain']} {rule['number']}"
-        console.print(Text(f"{name}, as {by['chain']} {by['number'] or 'policy'}: {rule['text']}"))
+        name = f"{rule['table']} {rule['chain']} {rule['number']}"
+        indented(console, f"{name}, as {by['chain']} {by['number'] or 'policy'}: {rule['text']}", 2)
     if len(rules) > most:
         console.print(f"  and {len(rules) - most:,} more: --verbose lists them")
     console.print()
