@@ -15,9 +15,11 @@ from pathlib import Path
 from types import TracebackType
 
 from bpfilter.errors import KernelError, VerifierRejected
+from bpfilter.kernel import preload
 
 LOG_BYTES = 1 << 20
 _LOG_LINES = 25
+_ARRAY = 2  # BPF_MAP_TYPE_ARRAY
 _PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _messages = threading.local()
@@ -66,6 +68,9 @@ def library() -> ctypes.CDLL:
         ("bpf_program__set_type", ctypes.c_int, (pointer, ctypes.c_int)),
         ("bpf_program__set_expected_attach_type", ctypes.c_int, (pointer, ctypes.c_int)),
         ("bpf_program__set_log_buf", ctypes.c_int, (pointer, pointer, size)),
+        ("bpf_object__next_map", pointer, (pointer, pointer)),
+        ("bpf_map__type", ctypes.c_int, (pointer,)),
+        ("bpf_map__max_entries", number, (pointer,)),
         ("bpf_map__fd", ctypes.c_int, (pointer,)),
         ("bpf_map__reuse_fd", ctypes.c_int, (pointer, ctypes.c_int)),
         ("bpf_map__set_max_entries", ctypes.c_int, (pointer, number)),
@@ -74,6 +79,10 @@ def library() -> ctypes.CDLL:
         ("bpf_map__value_size", number, (pointer,)),
         ("bpf_map__initial_value", pointer, (pointer, ctypes.POINTER(size))),
         ("libbpf_set_print", pointer, (_PRINT,)),
+        ("libbpf_register_prog_handler", ctypes.c_int, (text, ctypes.c_int, ctypes.c_int, pointer)),
+        ("bpf_program__insns", pointer, (pointer,)),
+        ("bpf_program__insn_cnt", size, (pointer,)),
+        ("bpf_program__set_insns", ctypes.c_int, (pointer, text, size)),
         ("ring_buffer__new", pointer, (ctypes.c_int, _SAMPLE, pointer, pointer)),
         ("ring_buffer__consume", ctypes.c_int, (pointer,)),
         ("ring_buffer__free", None, (pointer,)),
@@ -82,6 +91,7 @@ def library() -> ctypes.CDLL:
         function.restype = result
         function.argtypes = arguments
     lib.libbpf_set_print(_collector)
+    preload.register(lib)
     return lib
 
 
@@ -93,6 +103,7 @@ class BpfObject:
         self._lib = library()
         self._name = path.name
         self._logs: dict[str, ctypes.Array[ctypes.c_char]] = {}
+        self._constants: dict[str, bytes] = {}
         _messages.lines = []
         self._object = self._lib.bpf_object__open_file(os.fsencode(path), None)
         if not self._object:
@@ -144,6 +155,7 @@ class BpfObject:
                 hint="the compiled templates are of another version: run make templates",
             )
         ctypes.memmove(memory, ctypes.byref(value), ctypes.sizeof(value))
+        self._constants[name] = bytes(value)
 
     def skip_program(self, name: str) -> None:
         """Do not load this program."""
@@ -154,14 +166,19 @@ class BpfObject:
         self._lib.bpf_program__set_type(self._program(name), kind)
         self._lib.bpf_program__set_expected_attach_type(self._program(name), attach)
 
-    def load(self) -> None:
-        """Create the maps and load the programs; VerifierRejected carries the last log lines."""
+    def load(self, *, specialised: bool = True) -> None:
+        """Create the maps and load the programs; VerifierRejected carries the last log lines.
+
+        `specialised`: by the constants that were set; NotSpecialised if that fails.
+        """
         _messages.lines = []
         for name, handle in self._programs():
             log = ctypes.create_string_buffer(LOG_BYTES)
             self._logs[name] = log
             self._lib.bpf_program__set_log_buf(handle, log, LOG_BYTES)
-        failed = self._lib.bpf_object__load(self._object)
+        held = self._held if specialised else dict
+        with preload.specialised(self._lib, held, self._single):
+            failed = self._lib.bpf_object__load(self._object)
         logs = [log.value.decode("utf-8", "replace") for log in self._logs.values()]
         self._logs = {}
         if failed:
@@ -173,6 +190,20 @@ class BpfObject:
                     hint="please report this with `uname -r`; nothing was attached",
                 )
             raise self._error("cannot be loaded", -failed)
+
+    def _held(self) -> dict[int, bytes]:
+        """What the read-only maps hold that were written here."""
+        return {self.map_fd(name): value for name, value in self._constants.items()}
+
+    def _single(self) -> set[int]:
+        """The arrays that have one element: its address is known when the program is loaded."""
+        found, handle = set(), self._lib.bpf_object__next_map(self._object, None)
+        while handle:
+            kind, count = self._lib.bpf_map__type(handle), self._lib.bpf_map__max_entries(handle)
+            if (kind, count) == (_ARRAY, 1):
+                found.add(int(self._lib.bpf_map__fd(handle)))
+            handle = self._lib.bpf_object__next_map(self._object, handle)
+        return found
 
     def map_fd(self, name: str) -> int:
         return int(self._lib.bpf_map__fd(self._map(name)))

@@ -21,6 +21,7 @@ from bpfilter.compiler.changed import MAX_CHANGED, Hull
 from bpfilter.compiler.ir import Entry, Function
 from bpfilter.compiler.layout import Outcome
 from bpfilter.compiler.plan import Image, Slot
+from bpfilter.errors import VerifierRejected
 from bpfilter.kernel import netfilter, syscall
 from bpfilter.kernel.arrays import MappedArray, fill
 from bpfilter.kernel.attach import AttachKind, Attachment, attach
@@ -43,6 +44,7 @@ from bpfilter.kernel.libbpf import BpfObject
 from bpfilter.kernel.options import Options as Options
 from bpfilter.kernel.options import Template, config_of
 from bpfilter.kernel.pack import Contents, pack, slot_number
+from bpfilter.kernel.preload import NotSpecialised
 from bpfilter.kernel.probe import require
 from bpfilter.kernel.routing import Device, Routing
 
@@ -112,9 +114,20 @@ class Classifier:
 
     @classmethod
     def load(cls, image: Image, options: Options | None = None) -> Classifier:
-        """Load an image; raises KernelError or VerifierRejected, and leaves nothing behind then."""
+        """Load an image; raises KernelError or VerifierRejected, and leaves nothing behind then.
+
+        If a program cannot be specialised, or this kernel refuses what became of it, it is loaded
+        as clang made it.
+        """
         options = options or Options()
         require()
+        try:
+            return cls._loaded(image, options, specialised=True)
+        except (NotSpecialised, VerifierRejected):
+            return cls._loaded(image, options, specialised=False)
+
+    @classmethod
+    def _loaded(cls, image: Image, options: Options, *, specialised: bool) -> Classifier:
         config = config_of(options)
         contents = pack(image, config)
         for chain, entries in options.raw_entries.items():
@@ -132,7 +145,7 @@ class Classifier:
                 netfilter.as_netfilter(loaded, [options.template])
             if options.template is not Template.OUTPUT and not options.generation:
                 loaded.skip_program("capture")
-            loaded.load()
+            loaded.load(specialised=specialised)
             _fill_maps(loaded, contents, options)
             return cls(loaded, contents, options)
         except BaseException:
@@ -154,11 +167,11 @@ class Classifier:
         The kernel refuses frames below 34 (IPv4) or 54 (IPv6) bytes: they are `TRUNCATED`.
         """
         self._runtime.cells["cut"] = max(len(frame) - _LONGEST_RUN, 0)
-        data = _to_loopback(frame[:_LONGEST_RUN])
+        data = syscall.to_loopback(frame[:_LONGEST_RUN])
         try:
             ran = syscall.run_program(self.fd, data, context=bytes(self._context_bytes))
         except syscall.KernelCallFailed as error:
-            if error.errno == errno.EINVAL and len(frame) < _shortest(frame):
+            if error.errno == errno.EINVAL and len(frame) < syscall.shortest(frame):
                 return Result(Outcome.PUNT, Reason.TRUNCATED)
             raise
         mark = struct.unpack_from("=I", ran.context, _SKB_MARK)[0] if ran.context else 0
@@ -199,7 +212,7 @@ class Classifier:
     def measure(self, frames: Sequence[bytes], repeat: int = 1000) -> float:
         """Mean ns per packet over the frames, each run `repeat` times in the kernel."""
         times = [
-            syscall.run_program(self.fd, _to_loopback(frame), repeat=repeat).duration
+            syscall.run_program(self.fd, syscall.to_loopback(frame), repeat=repeat).duration
             for frame in frames
         ]
         return sum(times) / len(times)
@@ -431,12 +444,3 @@ def _write_interface(fd: int, contents: Contents, index: int, device: Device) ->
         slot.plan.flat.space.interface_class(device.name) if slot else 0 for slot in contents.slots
     ]
     syscall.map_update(fd, struct.pack("=I", index), struct.pack("=5I", device.known, *classes))
-
-
-def _to_loopback(frame: bytes) -> bytes:
-    """BPF_PROG_RUN receives on `lo`, whose address is all zero: else unicast is OTHERHOST."""
-    return frame if frame[:1] and frame[0] & 1 else bytes(6) + frame[6:]
-
-
-def _shortest(frame: bytes) -> int:
-    return 54 if frame[12:14] == b"\x86\xdd" else 34

@@ -290,3 +290,13 @@ def raw_tracepoint_open(fd: int, name: str) -> int:
 def link_update(link: int, program: int) -> None:
     """Put another program in a link's place: each packet meets the one or the other."""
     bpf(LINK_UPDATE, _LinkUpdate(link, program, 0, 0), "replace the attached program")
+
+
+def to_loopback(frame: bytes) -> bytes:
+    """BPF_PROG_RUN receives on `lo`, whose address is all zero: else unicast is OTHERHOST."""
+    return frame if frame[:1] and frame[0] & 1 else bytes(6) + frame[6:]
+
+
+def shortest(frame: bytes) -> int:
+    """Bytes below which BPF_PROG_RUN refuses a frame."""
+    return 54 if frame[12:14] == b"\x86\xdd" else 34
