@@ -20,7 +20,7 @@ from bpfilter.api.problems import ApiError
 from bpfilter.errors import RolloutError
 from bpfilter.report.safe import harmless
 from bpfilter.rollout import wishes
-from bpfilter.rollout.asking import ask, start_daemon
+from bpfilter.rollout.asking import ANSWER_SECONDS, ask, start_daemon
 from bpfilter.rollout.counters import counters
 from bpfilter.rollout.detail import ask_detail
 from bpfilter.rollout.goal import Goal
@@ -94,9 +94,9 @@ class Keeper:
         self._wish = hashlib.sha256(json.dumps(wish, sort_keys=True).encode()).hexdigest()
         return answer
 
-    def detail(self) -> Document:
-        """What the daemon knows rule by rule; RolloutError where none runs."""
-        return dict(ask_detail(self.directory))
+    def detail(self, seconds: float = ANSWER_SECONDS) -> Document:
+        """What the daemon knows rule by rule; RolloutError where none runs or answers in time."""
+        return dict(ask_detail(self.directory, seconds))
 
     def pending(self, number: str) -> None:
         """RolloutError unless a commit of that id waits for its confirmation."""

@@ -17,6 +17,8 @@ from bpfilter.rollout.status import off_document
 _STATUS_SECONDS = 0.9
 _DETAIL_SECONDS = 3.0
 """The daemon counts all its rules for a detail."""
+_PATIENCE_SECONDS = 1.0
+"""With a daemon that is in the middle of a stage change, or hangs."""
 _OLDEST = 60.0
 """Rates are not measured over more seconds than that."""
 _EVENTS = 100
@@ -63,7 +65,11 @@ class Looks:
             return Seen(status, found.revision, events, last.report, last.rates)
         self._detailed = now
         look = Look(now, status, self._detail(status), events)
-        report = None if look.detail is None else shadow_document(status, look.detail)
+        report: Mapping[str, Any] | None = None
+        if look.detail is not None:
+            report = shadow_document(status, look.detail)
+        elif last is not None and _same(last.status, status):
+            report = last.report  # the daemon is too busy to answer
         return Seen(status, found.revision, events, report, self._rates(look))
 
     def _rates(self, look: Look) -> Mapping[str, Any]:
@@ -80,7 +86,7 @@ class Looks:
         if not status["running"] or status["stage"] == "off":
             return None
         try:
-            return self._keeper.detail()
+            return self._keeper.detail(_PATIENCE_SECONDS)
         except BpfilterError:  # it ended meanwhile, or is busy with a stage change
             return None
 

@@ -29,6 +29,8 @@ STATIC: Mapping[str, str] = {
     "dashboard.js": "text/javascript; charset=utf-8",
     "dashboard.css": "text/css; charset=utf-8",
 }
+_SILENT_SECONDS = 5.0
+"""A daemon says how it is every second; longer than that it is busy, or hangs."""
 _TOP, _CAUSES, _SAMPLES, _EVENTS = 15, 8, 12, 30
 DONE: Mapping[str, str] = {
     "promote": "The daemon was asked to go on; the gates say when it does.",
@@ -89,6 +91,7 @@ def _values(seen: Seen, visitor: Visitor, defaults: Wishes) -> dict[str, Any]:
         "may": visitor.caller.role >= Role.OPERATE,
         "role": visitor.caller.role.name.lower(),
         "pending": pending,
+        "silent": int(late) if status["running"] and late > _SILENT_SECONDS else None,
         "left": None if pending is None else max(pending["seconds"] - late, 0.0),
         "next_stages": stages,
         "gates": gates,

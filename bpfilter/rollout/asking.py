@@ -14,17 +14,22 @@ from bpfilter.errors import RolloutError
 from bpfilter.rollout.journal import GONE, Answer, Journal, Stage
 from bpfilter.rollout.wishes import ChangedMeanwhile
 
-_ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 30.0
 
 
-def ask(directory: Path, verb: str, argument: Mapping[str, Any]) -> Answer:
-    """Ask the running daemon; its answer. RolloutError if there is none, or it refuses."""
+def ask(
+    directory: Path, verb: str, argument: Mapping[str, Any], seconds: float = ANSWER_SECONDS
+) -> Answer:
+    """Ask the running daemon; its answer.
+
+    RolloutError if there is none, it refuses, or it is silent for so many seconds.
+    """
     try:
         with Journal(directory, create=False) as journal:
             if journal.daemon() is None:
                 raise _nobody()
             number = journal.ask(verb, argument)
-            end = time.monotonic() + _ANSWER_SECONDS
+            end = time.monotonic() + seconds
             while (answer := journal.answered(number)) is None:
                 if journal.daemon() is None and verb == "rollback" and journal.stage is Stage.OFF:
                     return Answer(True, "off: the daemon ended meanwhile")

@@ -9,7 +9,7 @@ from typing import Any
 
 from bpfilter.errors import BpfilterError, RolloutError
 from bpfilter.rollout import evidence
-from bpfilter.rollout.asking import ask
+from bpfilter.rollout.asking import ANSWER_SECONDS, ask
 from bpfilter.rollout.comparison import Comparison, Pairs, RuleKey
 from bpfilter.rollout.journal import GONE, Journal, Stage, running
 from bpfilter.rollout.prepare import Prepared
@@ -47,9 +47,9 @@ class Publisher:
             self._last = time.monotonic()
 
 
-def ask_detail(directory: Path) -> Mapping[str, Any]:
-    """What the running daemon knows now; RolloutError if there is none."""
-    ask(directory, VERB, {})
+def ask_detail(directory: Path, seconds: float = ANSWER_SECONDS) -> Mapping[str, Any]:
+    """What the running daemon knows now; RolloutError if there is none, or it is silent so long."""
+    ask(directory, VERB, {}, seconds)
     with Journal(directory, create=False) as journal:
         found = journal.document(DETAIL)
     if found is None:
