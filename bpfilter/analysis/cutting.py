@@ -60,6 +60,8 @@ def cut(packets: Packets, diagrams: Diagrams, most: int) -> tuple[tuple[Cut, ...
         holes = inside & ~packets
         if not holes.satisfiable():
             return (whole,), rest
+        if not most:
+            return (), packets
         taken, left = _greedy(holes, diagrams, 2)
         if not left.satisfiable() and _count(holes, diagrams) < _count(inside, diagrams) / 2:
             return (Cut(whole.fields, whole.states, taken),), rest

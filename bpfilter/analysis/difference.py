@@ -44,6 +44,8 @@ _SELECTIVE = 256
 _SLICE = 1.0
 _FEW = 3
 """Boxes that a person reads without a summary."""
+_MOST_CUT = 64
+"""Changes that are cut into boxes, the largest: of the others it is said what holds them."""
 
 
 _EXAMPLES = {
@@ -83,9 +85,9 @@ class Change:
     """Packets that one ruleset treats one way and the other another way.
 
     `share`: of all header values and connection states. `boxes` describe the packets; with `more`
-    they leave some out. `within`: where they are more than a few, one box that holds all the
-    packets, and others that rules before decide. `example`: a packet and its state (one bit of
-    `State`).
+    they leave some out, or all where changes are many. `within`: where they are more than a few,
+    one box that holds all the packets, and others that rules before decide. `example`: a packet
+    and its state (one bit of `State`).
     """
 
     old: Side
@@ -286,16 +288,24 @@ class _Attempt:
                     after += right.passed
                 if not rest.satisfiable():
                     break
+        sized = []
         for pair, (packets, before, after) in found.items():
             old = Side(pair[0], pair[1], tuple(dict.fromkeys(before)))
             new = Side(pair[2], pair[3], tuple(dict.fromkeys(after)))
-            self._change(old, new, diagrams.union(packets), diagrams)
+            whole = diagrams.union(packets)
+            sized.append((share(whole, diagrams), old, new, whole))
+        sized.sort(key=lambda each: -each[0])
+        for index, (size, old, new, whole) in enumerate(sized):
+            most = self._boxes if index < _MOST_CUT else 0
+            self._change(old, new, size, whole, most, diagrams)
 
-    def _change(self, old: Side, new: Side, packets: Packets, diagrams: Diagrams) -> None:
-        boxes, rest = cut(packets, diagrams, self._boxes)
+    def _change(
+        self, old: Side, new: Side, size: float, packets: Packets, most: int, diagrams: Diagrams
+    ) -> None:
+        boxes, rest = cut(packets, diagrams, most)
         example = diagrams.example(_pleasing(packets, diagrams))
         assert example is not None
-        size, more = share(packets, diagrams), rest.satisfiable()
+        more = rest.satisfiable()
         within = around(packets, diagrams) if more or len(boxes) > _FEW else None
         self.changes.append(Change(old, new, size, boxes, more, example, within))
 
@@ -325,12 +335,11 @@ def _decides(rule: Rule, packets: Packets, fates: PacketFates, diagrams: Diagram
     example = diagrams.example(packets)
     if example is None:
         return False
+    here = fates.decide(diagrams.point(*example), fates.near_packet(example[0]))
+    if any(decided.rule == rule.ref for decided in here):
+        return True
     near = fates.near_own(rule)
-    return any(
-        decided.rule == rule.ref
-        for some in (diagrams.point(*example), packets)
-        for decided in fates.decide(some, near)
-    )
+    return any(decided.rule == rule.ref for decided in fates.decide(packets, near))
 
 
 def _pleasing(packets: Packets, diagrams: Diagrams) -> Packets:

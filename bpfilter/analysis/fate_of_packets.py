@@ -8,7 +8,7 @@ that it may hold, and named, for nobody can say without the kernel what it does 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from bpfilter.analysis.diagrams import Diagrams, Packets
 from bpfilter.analysis.hulls import Hulls, Known
 from bpfilter.analysis.meaning import Conditions
 from bpfilter.compiler.ir import Action, Space, Treatment
+from bpfilter.ruleset.fields import Field
 from bpfilter.ruleset.model import Chain, Rule, RuleRef, Ruleset, Table, TargetKind
 from bpfilter.ruleset.writer import rule_words
 
@@ -26,8 +27,8 @@ Passed = tuple[str, ...]
 
 Streams = Mapping[Passed, Packets]
 
-Near = Set[int]
-"""Identities of a ruleset's rules."""
+Near = Mapping[str, Sequence[Rule]]
+"""Some of a ruleset's rules by chain, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class PacketFates:
         self._decided: list[Decided] = []
         self._near: Near | None = None
         self._hulls: Hulls | None = None
+        self._own: Sequence[Rule] = ()
         self._rows: dict[int, int] = {}
 
     def held(self, rule: Rule) -> Packets:
@@ -79,19 +81,31 @@ class PacketFates:
             for rule in (*own, *rules)
         ]
         hulls = Hulls(parts, self._diagrams.family, np.ones(len(parts), dtype=np.bool_), known)
-        self._hulls, self._rows = hulls, {id(rule): row for row, rule in enumerate(own)}
+        self._hulls, self._own = hulls, own
+        self._rows = {id(rule): row for row, rule in enumerate(own)}
         found: set[int] = set()
         for row in range(len(own), len(parts)):
             self._diagrams.check_time()
             found.update(hulls.meeting(row).tolist())
-        return {id(own[row]) for row in found if row < len(own)}
+        return self._chosen(sorted(found))
 
     def near_own(self, rule: Rule) -> Near | None:
         """As `near`, of one of the ruleset's own rules; None unless `near` was asked before."""
         if self._hulls is None:
             return None
-        rows = set(self._hulls.meeting(self._rows[id(rule)]).tolist())
-        return {identity for identity, row in self._rows.items() if row in rows}
+        return self._chosen(self._hulls.meeting(self._rows[id(rule)]).tolist())
+
+    def near_packet(self, packet: Mapping[Field, int]) -> Near | None:
+        """As `near_own`, of a single packet."""
+        return None if self._hulls is None else self._chosen(self._hulls.holding(packet).tolist())
+
+    def _chosen(self, rows: Iterable[int]) -> Near:
+        found: dict[str, list[Rule]] = {}
+        for row in rows:
+            if row < len(self._own):
+                rule = self._own[row]
+                found.setdefault(rule.chain, []).append(rule)
+        return found
 
     def decide(self, packets: Packets, near: Near | None = None) -> Sequence[Decided]:
         """Where these packets end. Raises LimitReached when the diagrams' time is spent.
@@ -113,9 +127,7 @@ class PacketFates:
     def _chain(self, chain: Chain, streams: Streams) -> Streams:
         """Carry packets through a chain; those that come back from it."""
         back: dict[Passed, Packets] = {}
-        for rule in chain.rules:
-            if self._near is not None and id(rule) not in self._near:
-                continue
+        for rule in chain.rules if self._near is None else self._near.get(chain.name, ()):
             self._diagrams.check_time()
             if not streams:
                 break

@@ -6,7 +6,7 @@ are apart share no packet; the others may.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ Part = tuple[Alternatives, ...]
 Known = dict[int, dict[Field, tuple[int, int]]]
 """Ranges by the identity of alternatives."""
 Rows = npt.NDArray[np.intp]
+Ends = npt.NDArray[np.uint64]
 Ranks = npt.NDArray[np.unsignedinteger]
 
 
@@ -57,11 +58,14 @@ class Hulls:
                     column = _COLUMN[name]
                     low[column][row] = max(low[column][row], first >> by)
                     high[column][row] = min(high[column][row], last >> by)
-        self._columns = [
-            _ranks(*ends)
-            for ends in zip(low, high, strict=True)
+        self._shift = shift
+        restricting = [
+            (name, *_ranks(*ends))
+            for name, ends in zip(_FIELDS, zip(low, high, strict=True), strict=True)
             if len(set(zip(*ends, strict=True))) > 1
         ]
+        self._ends = [(name, distinct) for name, distinct, _, _ in restricting]
+        self._columns = [(low, high, len(distinct) - 1) for _, distinct, low, high in restricting]
         self._usable = usable
 
     def earlier(self, row: int) -> Rows:
@@ -82,6 +86,16 @@ class Hulls:
                 found &= high >= low[row]
             if high[row] < top:
                 found &= low <= high[row]
+        return np.flatnonzero(found)
+
+    def holding(self, packet: Mapping[Field, int]) -> Rows:
+        """Usable rows whose ranges hold a packet's values; a field that it has not is 0."""
+        found = self._usable.copy()
+        for (name, ends), (low, high, _) in zip(self._ends, self._columns, strict=True):
+            by = self._shift if name in (Field.SOURCE, Field.DESTINATION) else 0
+            value = np.uint64(packet.get(name, 0) >> by)
+            found &= low < np.searchsorted(ends, value, side="right")
+            found &= high >= np.searchsorted(ends, value, side="left")
         return np.flatnonzero(found)
 
     def enclosing(self, row: int) -> Rows:
@@ -113,9 +127,9 @@ def _conjunction(terms: Iterable[Term]) -> dict[Field, tuple[int, int]]:
     return ranges
 
 
-def _ranks(low: Sequence[int], high: Sequence[int]) -> tuple[Ranks, Ranks, int]:
-    """Ends of ranges as small numbers in the same order, and the greatest of them."""
+def _ranks(low: Sequence[int], high: Sequence[int]) -> tuple[Ends, Ranks, Ranks]:
+    """The distinct ends of ranges, and both ends as small numbers in the same order."""
     ends = np.array([low, high], dtype=np.uint64)
     distinct, ranks = np.unique(ends, return_inverse=True)
     ranks = ranks.reshape(2, -1).astype(np.min_scalar_type(len(distinct)))
-    return ranks[0], ranks[1], len(distinct) - 1
+    return distinct, ranks[0], ranks[1]
