@@ -180,16 +180,19 @@ struct config {
 	__u32 scope_sources; /* only packets from the networks of `scope` may be decided */
 	__u32 early;	     /* EARLY_… */
 	__u32 raw_tables;    /* the generation covers the legacy tables on PRE_ROUTING too */
-	__u32 summary_words; /* of one summary */
-	__u32 summary_span;  /* words of every row before its references: one summary or two */
-	__u32 stripes;	     /* block references of every row */
-	__u32 narrow;	     /* references are u16, else u32 */
+	__u32 summary_words; /* parts of a row */
+	__u32 summaries;     /* words of a part, and of a row that has several, before references */
+	__u32 tall;	     /* rows have several parts, by reference; else a row is its part */
+	__u32 stripes;	     /* blocks of a part */
+	__u32 narrow;	     /* references to blocks are u16, else u32 */
+	__u32 narrow_parts;  /* those to parts */
 	__u32 small_ids;     /* `ids` are u16 with the trie's bits in bits 15 and 14, else u32 */
 	__u32 iterations;
 	__u32 pitch; /* bytes from one row to the next */
 	__u32 ids_count;
 	__u32 bounds_count;
 	__u32 rows_count;
+	__u32 parts_count;
 	__u32 blocks_count;
 	__u32 ops_count;
 	__u32 counter_stride; /* from one CPU to the next */

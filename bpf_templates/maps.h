@@ -81,8 +81,8 @@ struct record {
 
 WHOLE(ids);					/* u32, or u16 */
 WHOLE(bounds);					/* u64 high, low */
-WHOLE(rows);					/* summary words and references, `pitch` apart */
-WHOLE(blocks);					/* u64 × 8 */
+WHOLE(rows);					/* tops and references, `pitch` apart; or parts */
+WHOLE(blocks);					/* u64 × 8; then parts, PART_SIZE apart */
 WHOLE(ops);					/* u32 */
 ARRAY(nodes, 16, BPF_F_MMAPABLE);		/* u32 × 4 */
 HASH(edges, 8, 4);				/* node << 32 | item → node */

@@ -57,40 +57,29 @@ struct trip {
 	/* Where a walk that did not end in line has got to, as in struct walk. */
 	__u32 begun;
 	__u32 reached;
-	__u32 cursor;
 	__u32 position;
-	__u64 summary;
 };
 
-/* Go on where the steps in line have stopped. Returns 1 if they have not begun. */
-static __always_inline int go_on(struct walk *w, const struct trip *trip)
+/* Go on where the steps in line have stopped, if they have begun. */
+static __always_inline void go_on(struct walk *w, const struct trip *trip)
 {
-	__u32 cursor = trip->cursor;
-
-	barrier_var(cursor);
-	if (!trip->begun || cursor >= config.summary_words)
-		return 1;
-	w->cursor = cursor;
+	if (!trip->begun)
+		return;
 	w->node = trip->reached;
 	w->position = trip->position;
-	w->summary = trip->summary;
-	return 0;
 }
 
+/* Everything before the candidates that are left has been looked at. */
 static __always_inline int stop(struct trip *trip, const struct walk *w)
 {
+	__u32 passed = (w->cursor + 1) * PART_ENTRIES;
+
+	if (w->summary)
+		passed = w->cursor * PART_ENTRIES + lowest_bit(w->summary) * 64;
 	trip->begun = 1;
 	trip->reached = w->node;
-	trip->cursor = w->cursor;
-	trip->position = w->position;
-	trip->summary = w->summary;
+	trip->position = passed > w->position ? passed : w->position;
 	return REASON_LONG_WALK;
-}
-
-static __always_inline const __u64 *row_at(const void *all, __u32 index)
-{
-	barrier_var(index);
-	return index < config.rows_count ? all + (__u64)index * config.pitch : 0;
 }
 
 /* One state's walk; REASON_LONG_WALK if it did not come to an end: the long walk goes on with it.
@@ -100,44 +89,38 @@ static __always_inline int walk_of(const struct selection *selected, struct trip
 {
 	const __u32 most = quick ? QUICK_GROUPS : MAX_GROUPS;
 	const __u32 groups = config.slots[slot].groups;
-	const void *all = element(&rows, 0);
 	struct walk w;
 
-	if (!selected || !trip || !all)
+	if (!selected || !trip)
 		return REASON_LOOKUP;
 	if (quick)
 		trip->begun = 0;
 	if (groups > most)
 		return REASON_LONG_WALK;
-#pragma unroll
-	for (__u32 i = 0; i < MAX_GROUPS; i++) {
-		w.rows[i] = 0;
-		if (i >= most || i >= groups)
-			continue;
-		w.rows[i] = row_at(all, selected->row[i]);
-		if (!w.rows[i])
-			return REASON_LOOKUP;
-	}
-	w.state_row = 0;
-	if (config.slots[slot].stateful) {
-		w.state_row = row_at(all, config.slots[slot].state_row + state);
-		if (!w.state_row)
-			return REASON_LOOKUP;
-	}
+	w.selected = selected;
+	w.state = state;
 	w.blocks = element(&blocks, 0);
-	w.ops = element(&ops, 0);
-	if (!w.blocks || !w.ops)
+	if (!w.blocks)
 		return REASON_LOOKUP;
+#pragma unroll
+	for (__u32 i = 0; i < MAX_GROUPS; i++)
+		w.parts[i] = w.blocks;
+	w.state_part = w.blocks;
 	w.start = w.node = trip->node;
-	w.position = w.cursor = zero;
-	w.entry = w.ended = 0;
-	if (quick || go_on(&w, trip))
-		w.summary = and_summary(&w, slot, 0, most);
-	if (quick)
+	w.position = zero;
+	w.entry = MISSING;
+	if (quick) {
+		if (seek(&w, slot, w.position, most))
+			return REASON_LOOKUP;
 		quick_steps(&w, slot);
-	else
+	} else {
+		/* The first step seeks. */
+		go_on(&w, trip);
+		w.summary = 0;
+		w.cursor = w.position / PART_ENTRIES - 1;
 		many_steps(&w, slot);
-	if (!w.ended)
+	}
+	if (w.entry == MISSING)
 		return stop(trip, &w);
 	trip->node = w.node;
 	trip->entry = w.entry;

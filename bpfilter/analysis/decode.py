@@ -17,6 +17,7 @@ import numpy.typing as npt
 from bpfilter.compiler.layout import (
     BLOCK_WORDS,
     LIST_INTERVALS,
+    PART_BLOCKS,
     TRIE_LIST,
     TRIE_POINTER,
     U32,
@@ -93,14 +94,28 @@ class Decoded:
         self.entries = len(tables.ops)
 
     @cached_property
-    def _rows(self) -> tuple[Bits, npt.NDArray[np.int64]]:
-        """Per row: which leaf words the summary shows, and the block references."""
+    def _part_numbers(self) -> U32:
+        """Per row: the references to parts."""
+        return np.ascontiguousarray(self._tables.rows[:, self._tables.summaries :]).view("<u4")
+
+    def _block_of(self, block: int, base: int, count: int) -> tuple[U64, Bits]:
+        """Of `count` rows from `base`: the words of one block, u64[rows, 8], and which of them each
+        top and summary show, [summaries, rows, 8].
+        """
         tables = self._tables
-        rows = np.ascontiguousarray(tables.rows)
-        summary = np.ascontiguousarray(rows[:, : tables.summary_span])
-        shown = np.unpackbits(summary.view(np.uint8), axis=1, bitorder="little").astype(np.bool_)
-        references = np.ascontiguousarray(rows[:, tables.summary_span :])
-        return shown, references.view(np.uint32).astype(np.int64)
+        number, place = divmod(block, PART_BLOCKS)
+        named = self._part_numbers[base : base + count, number].astype(np.int64)
+        known = named < len(tables.parts)
+        parts = tables.parts[np.where(known, named, 0)] * known[:, None].astype(np.uint64)
+        references = np.ascontiguousarray(parts[:, tables.summaries :]).view("<u4")[:, place]
+        found = references < len(tables.blocks)
+        words = tables.blocks[np.where(found, references, 0)] * (found & known)[:, None]
+        tops = tables.rows[base : base + count, : tables.summaries]
+        seen = tops >> np.uint64(number) & np.uint64(1)
+        summaries = np.ascontiguousarray(parts[:, : tables.summaries] * seen)
+        bits = np.unpackbits(summaries.view(np.uint8), axis=1, bitorder="little")
+        shown = bits.reshape(len(named), tables.summaries, 64).astype(np.bool_)
+        return words, shown[:, :, place * 8 : place * 8 + 8].transpose(1, 0, 2)
 
     def _side(self, base: int) -> int | None:
         """Whether the rows from `base` are those of the source (0) or destination (1) of a pair."""
@@ -114,23 +129,17 @@ class Decoded:
 
         Behind them stands a row that no entry is in.
         """
-        shown, references = self._rows
         result = np.zeros((count + 1, BLOCK_ENTRIES), dtype=np.bool_)
-        have = max(0, min(count, len(references) - base))
-        chosen = references[base : base + have, block]
-        known = chosen < len(self._tables.blocks)
-        words = self._tables.blocks[np.where(known, chosen, 0)] * known[:, None]
+        have = max(0, min(count, len(self._tables.rows) - base))
+        words, shown = self._block_of(block, base, have)
         side = self._side(base)
-        visible = shown[base : base + have, block * 8 : block * 8 + 8]
         if side is None:
-            words = words * visible
+            words = words * shown[0]
         octets = np.ascontiguousarray(words.astype("<u8")).view(np.uint8)
         result[:have] = np.unpackbits(octets, axis=1, bitorder="little").astype(np.bool_)
         columns = np.ascontiguousarray(result.T)
         if side is not None:
-            second = 64 * self._tables.summary_words + block * 8
-            both = shown[base : base + have, second : second + 8]
-            columns[self._hidden(block, side, columns[:, :have], visible, both)] ^= True
+            columns[self._hidden(block, side, columns[:, :have], shown[0], shown[1])] ^= True
         return columns
 
     def _hidden(self, block: int, side: int, held: Bits, first: Bits, second: Bits) -> Bits:
@@ -156,20 +165,17 @@ class Decoded:
         return self._words(group.row_base, group.count, first, behind)
 
     def _words(self, base: int, count: int, first: int, behind: int) -> U64:
-        shown, references = self._rows
         result = np.zeros((count + 1, behind - first), dtype=np.uint64)
-        have = max(0, min(count, len(references) - base))
-        low, high = max(first, 0), min(behind, BLOCK_WORDS * references.shape[1])
+        have = max(0, min(count, len(self._tables.rows) - base))
+        low, high = max(first, 0), min(behind, 64 * self._tables.summary_words)
         for block in range(low // BLOCK_WORDS, -(-high // BLOCK_WORDS)):
             begin = max(low, block * BLOCK_WORDS)
             end = min(high, (block + 1) * BLOCK_WORDS)
             inside = slice(begin - block * BLOCK_WORDS, end - block * BLOCK_WORDS)
-            chosen = references[base : base + have, block]
-            known = chosen < len(self._tables.blocks)
-            found = self._tables.blocks[np.where(known, chosen, 0), inside] * known[:, None]
+            found, shown = self._block_of(block, base, have)
             if self._side(base) is None:
-                found = found * shown[base : base + have, begin:end]
-            result[:have, begin - first : end - first] = found
+                found = found * shown[0]
+            result[:have, begin - first : end - first] = found[:, inside]
         return result
 
     @cached_property
@@ -178,21 +184,17 @@ class Decoded:
         tables = self._tables
         if not tables.paired:
             return False
-        shown, references = self._rows
-        words = min(tables.summary_words * 64, BLOCK_WORDS * references.shape[1])
+        words = tables.summary_words * 64
         sides = np.full(words * 64, Side.BOTH + 1, dtype=np.uint8)
         sides[: min(len(tables.sides), words * 64)] = tables.sides[: words * 64]
         both = _packed(sides == Side.BOTH)
         for side, group in enumerate(self.groups[:2]):
             own = ~(both | _packed(sides == 1 - side))
-            rows = slice(group.row_base, group.row_base + group.count)
-            first = shown[rows, :words]
-            second = shown[rows, 64 * tables.summary_words :][:, :words]
-            for word in range(0, words, BLOCK_WORDS):
-                part = slice(word, word + BLOCK_WORDS)
-                held = self._words(group.row_base, group.count, word, word + BLOCK_WORDS)
-                held = held[: len(first)]
-                missing = own[part] * ~first[:, part] | both[part] * ~second[:, part]
+            have = max(0, min(group.count, len(tables.rows) - group.row_base))
+            for block in range(words // BLOCK_WORDS):
+                part = slice(block * BLOCK_WORDS, (block + 1) * BLOCK_WORDS)
+                held, (first, second) = self._block_of(block, group.row_base, have)
+                missing = own[part] * ~first | both[part] * ~second
                 if (held & missing).any():
                     return True
         return False

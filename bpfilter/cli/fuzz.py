@@ -18,7 +18,9 @@ from typing import Annotated
 import typer
 
 from bpfilter.cli.run import run_app
+from bpfilter.compiler import tables, tries
 from bpfilter.errors import BpfilterError, LabError, RulesetRefused
+from bpfilter.kernel import pack
 from bpfilter.lab.generate import random_ruleset
 from bpfilter.lab.host import UnfaithfulSave
 from bpfilter.lab.report import Report
@@ -30,6 +32,7 @@ from bpfilter.ruleset.read import read_text
 from bpfilter.ruleset.refusal import ask_kernel
 
 _BUDGET = 2000
+_LARGE = ((tables, "UNPAIRED_WORDS", 0), (tries, "TABLES_ALONE", -1), (pack, "ALONE", 0))
 _PROGRESS = 50
 
 
@@ -147,12 +150,15 @@ def fuzz_command(
     packets: Annotated[int, typer.Option(min=1, help="Packets for each.")] = 200,
     seed: Annotated[int, typer.Option(help="Names the whole run.")] = 1,
     first: Annotated[int, typer.Option(min=0, help="The number of the first ruleset.")] = 0,
+    large: Annotated[bool, typer.Option(help="Lay tables out as those of large sets are.")] = False,
 ) -> int:
     """Random rulesets: real iptables against the program.
 
     Exit code 1 if they ever differ, or if the lab fails: what it did not compare is not known.
     """
     started = time.monotonic()
+    for module, name, value in _LARGE if large else ():
+        setattr(module, name, value)
     tally = Tally()
     for number in range(first, first + rulesets):
         _count(tally, number, make_case(seed, number), packets)

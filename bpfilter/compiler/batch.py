@@ -131,8 +131,9 @@ def _integers(tables: ChainTables, rows: Sequence[I64]) -> Iterator[int]:
     """The conjunction of each packet's rows, bit i of the integer being entry i."""
     result = None
     for group in rows:
-        references = np.ascontiguousarray(tables.rows[group, tables.summary_span :]).view("<u4")
-        leaves = tables.blocks[references]
+        named = np.ascontiguousarray(tables.rows[group, tables.summaries :]).view("<u4")
+        parts = tables.parts[named[:, : tables.summary_words], tables.summaries :]
+        leaves = tables.blocks[np.ascontiguousarray(parts).view("<u4")]
         result = leaves if result is None else result & leaves
     if result is not None:
         for leaves in result:

@@ -46,8 +46,8 @@ def stripe_count(entries: int) -> int:
 
 
 def distinct_blocks(blocks: U64) -> tuple[U64, I64]:
-    """The distinct rows of u64[n, 8], and for each row the index of its equal. Exact."""
-    mixed = (blocks ^ (blocks >> np.uint64(29))) * _MIX
+    """The distinct rows of u64[n, ≤ 8], and for each row the index of its equal. Exact."""
+    mixed = (blocks ^ (blocks >> np.uint64(29))) * _MIX[: blocks.shape[1]]
     hashes = np.bitwise_xor.reduce(mixed ^ (mixed >> np.uint64(32)), axis=1)
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     distinct = blocks[first]

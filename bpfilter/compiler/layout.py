@@ -19,16 +19,18 @@ A packet is classified so (per chain, called *slot* in the program):
 3. Each group's acc selects a row: rows[row_base + acc]. The state class s selects
    rows[state_row_base + s]. All bit vectors of the chain's entries are ANDed: bit i of the result
    says that entry i holds the packet in that state.
-4. A row is `row_words` u64: `summary_words` u64 whose bit w says that leaf word w (entries
-   64w … 64w+63) is not zero, then u32 block references, two per u64 (low half first):
-   reference j is the index in `blocks` of the 8 leaf words 8j … 8j+7. A leaf word is looked at if
-   it is in the summaries of all rows.
-   If the chain is `paired`, every row has a second summary behind the first. Groups 0 and 1 are
-   then the source and the destination, and each entry has a side (`sides`, see `Side`): the source
-   row's first summary shows the leaf words of SOURCE entries only, the destination row's those of
-   DESTINATION entries, and the second ones those of BOTH. Of these two rows a leaf word must be in
-   either first summary or in both second ones. So rules for any destination do not meet rules for
-   any source, of which large sets are full.
+4. A row has `summary_words` parts, one for 4096 entries each. It begins with a top, a u64 whose
+   bit p says that part p's summary is not zero; then come u32 references to `parts`, two per u64
+   (low half first). Part p begins with its summary, a u64 whose bit w says that leaf word 64p + w
+   (of 64 entries) is not zero; then come eight u32 block references, two per u64: reference j is
+   the index in `blocks` of the eight leaf words from 64p + 8j. A leaf word is looked at if it is in
+   the summaries of all rows' parts, and a part if it is in all tops.
+   If the chain is `paired`, every row has a second top behind the first, and every part a second
+   summary. Groups 0 and 1 are then the source and the destination, and each entry has a side
+   (`sides`, see `Side`): the source row's first summary shows the leaf words of SOURCE entries
+   only, the destination row's those of DESTINATION entries, and the second ones those of BOTH. Of
+   these two rows a leaf word must be in either first summary or in both second ones; so with tops.
+   So rules for any destination do not meet rules for any source, of which large sets are full.
 5. ops[i] = kind << 28 | argument, kind as `OpKind`. Walks go as `ir` says. Node transitions:
    start at node `root`; for every state class in order, each ITEM takes edges[(node, item)]
    (missing → node 0), a final ACCEPT, DROP or PUNT takes nodes[node][0, 1 or 2]. PUNT first goes
@@ -58,6 +60,7 @@ ALIGNMENT = 16  # numbers of `ids` that a list takes
 MAX_ENTRIES = 1 << 18
 MAX_GROUPS = 8  # service groups plus the two addresses
 BLOCK_WORDS = 8
+PART_BLOCKS = 8  # one summary word's
 
 
 class Side(IntEnum):
@@ -132,9 +135,9 @@ class Axis:
 class ChainTables:
     """Arrays of one chain, ready to be copied into maps at a base.
 
-    ids: u32[n]; bounds: u64[n, 2] (high, low); rows: u64[n, row_words]; blocks: u64[n, 8]
-    (block 0 is all zero); ops: u32[entries]; macs: address → value; sides: u8[entries] of a paired
-    chain, else empty.
+    ids: u32[n]; bounds: u64[n, 2] (high, low); rows: u64[n, tops and references]; parts: u64[n,
+    summaries + 4]; blocks: u64[n, 8] (part 0 and block 0 are all zero); ops: u32[entries]; macs:
+    address → value; sides: u8[entries] of a paired chain, else empty.
     """
 
     flat: FlatChain
@@ -142,10 +145,10 @@ class ChainTables:
     state_classes: tuple[int, ...]
     state_row_base: int
     summary_words: int
-    row_words: int
     ids: U32
     bounds: U64
     rows: U64
+    parts: U64
     blocks: U64
     ops: U32
     macs: Mapping[int, int]
@@ -153,13 +156,13 @@ class ChainTables:
 
     @property
     def paired(self) -> bool:
-        """Whether rows have two summaries."""
+        """Whether rows have two tops, and parts two summaries."""
         return len(self.sides) > 0
 
     @property
-    def summary_span(self) -> int:
-        """Words of a row before its references."""
-        return self.summary_words * (1 + self.paired)
+    def summaries(self) -> int:
+        """Words of a row, and of a part, before its references."""
+        return 1 + self.paired
 
     @property
     def nbytes(self) -> int:
@@ -167,6 +170,7 @@ class ChainTables:
             self.ids.nbytes
             + self.bounds.nbytes
             + self.rows.nbytes
+            + self.parts.nbytes
             + self.blocks.nbytes
             + self.ops.nbytes
         )

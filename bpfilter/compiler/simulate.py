@@ -12,6 +12,7 @@ from bpfilter.compiler.layout import (
     LIST_INTERVALS,
     TRIE_LIST,
     TRIE_POINTER,
+    U64,
     Axis,
     AxisKind,
     ChainTables,
@@ -87,22 +88,28 @@ def _last_bound(tables: ChainTables, axis: Axis, address: int) -> int:
 def matching_entries(tables: ChainTables, rows: list[int]) -> Iterator[int]:
     """The entries whose bits are set in all rows, ascending, by summary and leaf words."""
     chosen = tables.rows[rows]
-    words = tables.summary_words
-    summaries = np.bitwise_and.reduce(chosen[2 * tables.paired :, :words], axis=0)
+    references = np.ascontiguousarray(chosen[:, tables.summaries :]).view("<u4")
+    for number in _bits(_meeting(tables, chosen)):
+        parts = tables.parts[references[:, number]]
+        blocks = np.ascontiguousarray(parts[:, tables.summaries :]).view("<u4")
+        for word in _bits(_meeting(tables, parts)):
+            chosen_blocks = blocks[:, word // BLOCK_WORDS]
+            leaf = np.bitwise_and.reduce(tables.blocks[chosen_blocks, word % BLOCK_WORDS])
+            for bit in _bits(int(leaf)):
+                yield (number * 64 + word) * 64 + bit
+
+
+def _meeting(tables: ChainTables, rows: U64) -> int:
+    """What the tops of rows, or the summaries of their parts, have in common."""
+    common = int(np.bitwise_and.reduce(rows[2 * tables.paired :, 0]))
     if tables.paired:
-        (source, destination), second = chosen[:2, :words], chosen[:2, words : 2 * words]
-        summaries &= source | destination | (second[0] & second[1])
-    references = np.ascontiguousarray(chosen[:, tables.summary_span :]).view("<u4")
-    for word in _bits(summaries.tolist()):
-        blocks = references[:, word // BLOCK_WORDS]
-        leaf = np.bitwise_and.reduce(tables.blocks[blocks, word % BLOCK_WORDS])
-        for bit in _bits([int(leaf)]):
-            yield word * 64 + bit
+        (source, destination), (first, second) = rows[:2, 0], rows[:2, 1]
+        common &= int(source | destination | (first & second))
+    return common
 
 
-def _bits(words: list[int]) -> Iterator[int]:
-    for index, word in enumerate(words):
-        while word:
-            lowest = word & -word
-            yield index * 64 + lowest.bit_length() - 1
-            word ^= lowest
+def _bits(word: int) -> Iterator[int]:
+    while word:
+        lowest = word & -word
+        yield lowest.bit_length() - 1
+        word ^= lowest

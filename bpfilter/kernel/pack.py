@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bpfilter.compiler.classes import stripe_count
 from bpfilter.compiler.ir import FlatChain, OpKind
 from bpfilter.compiler.layout import (
     AXES,
-    BLOCK_WORDS,
     LIST_INTERVALS,
+    PART_BLOCKS,
     TRIE_LIST,
     TRIE_POINTER,
     U32,
@@ -31,7 +32,10 @@ LINE = 64
 """Bytes of a cache line."""
 
 NARROW = 1 << 16
-"""Up to so many blocks are referred to by u16: a row of 10 000 entries is then one cache line."""
+"""Up to so many blocks, or parts, are referred to by u16."""
+
+ALONE = 1
+"""Up to so many parts a row is its part: a reference less to follow."""
 
 _COUNTS_PER_LINE = LINE // 16
 
@@ -39,6 +43,7 @@ OP_LAST_ITEM = 6
 SMALL = 1 << 14
 """Below it numbers of `ids` fit into 16 bits, with both bits of a trie's."""
 
+_NONE = np.zeros(0, np.uint64)
 _POINTER_BITS = np.uint32(TRIE_POINTER | TRIE_LIST)
 I64 = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.unsignedinteger]
@@ -64,6 +69,8 @@ class Contents:
     counters: int
     slots: tuple[Slot | None, ...]
     counter_bases: tuple[int, ...]
+    parts_count: int
+    """Parts stand behind the blocks, in the same map."""
 
     @property
     def counter_stride(self) -> int:
@@ -122,13 +129,14 @@ def pack(image: Image, config: Config) -> Contents:
     slots = place(image)
     used = [slot.plan.tables for slot in slots if slot is not None]
     config.summary_words = max((t.summary_words for t in used), default=1)
-    config.summary_span = config.summary_words * (1 + any(t.paired for t in used))
-    config.stripes = max((_stripes(t) for t in used), default=1)
+    config.tall = config.summary_words > ALONE
+    stripes = max((stripe_count(len(t.ops)) for t in used), default=1)
+    config.stripes = PART_BLOCKS if config.tall else stripes
+    config.summaries = 1 + any(t.paired for t in used)
     config.narrow = sum(len(t.blocks) for t in used) <= NARROW
+    config.narrow_parts = sum(len(t.parts) for t in used) <= NARROW
     config.small_ids = all(_fits_small(t) for t in used)
-    width = 2 if config.narrow else 4
-    pitch = _pitch(8 * config.summary_span + width * config.stripes)
-    ids, bounds, rows, blocks, ops, nodes = (_Parts([]) for _ in range(6))
+    ids, bounds, rows, parts, blocks, ops, nodes = (_Parts([]) for _ in range(7))
     edges: dict[int, int] = {}
     macs: dict[int, int] = {}
     counters = 0
@@ -140,7 +148,8 @@ def pack(image: Image, config: Config) -> Contents:
         tables = slot.plan.tables
         target = config.slots[number]
         block_base = blocks.add(tables.blocks)
-        row_base = rows.add(_rows(tables, config, pitch, block_base))
+        own = _parts(tables, config, block_base)
+        row_base = rows.add(_rows(tables, config, own, parts.add(own) if config.tall else 0))
         _slot_config(
             target, slot, ids.add(_ids(tables, config)), bounds.add(tables.bounds), row_base
         )
@@ -152,11 +161,12 @@ def pack(image: Image, config: Config) -> Contents:
         for (node, item), behind in slot.transitions.edges.items():
             edges[(target.node_base + node) << 32 | item] = behind
         macs.update({number << 48 | address: value for address, value in tables.macs.items()})
+    joined = np.concatenate([part.reshape(-1) for part in (*blocks.parts, *parts.parts)] or [_NONE])
     contents = Contents(
         ids=_joined(ids.parts),
         bounds=np.concatenate([np.zeros((0, 2), np.uint64), *bounds.parts]),
-        rows=np.concatenate([np.zeros((0, pitch), np.uint64), *rows.parts]),
-        blocks=np.concatenate([np.zeros((0, BLOCK_WORDS), np.uint64), *blocks.parts]),
+        rows=np.concatenate(rows.parts or [np.zeros((0, 1), np.uint64)]),
+        blocks=joined,
         ops=_joined(ops.parts),
         nodes=np.concatenate([np.zeros((0, 4), np.uint32), *nodes.parts]),
         edges=_hash(edges),
@@ -164,7 +174,9 @@ def pack(image: Image, config: Config) -> Contents:
         counters=counters,
         slots=slots,
         counter_bases=tuple(bases),
+        parts_count=parts.used,
     )
+    config.blocks_count = blocks.used
     _bound(config, contents)
     return contents
 
@@ -175,37 +187,44 @@ def _bound(config: Config, contents: Contents) -> None:
     config.ids_count = len(contents.ids)
     config.bounds_count = len(contents.bounds)
     config.rows_count = len(contents.rows)
-    config.blocks_count = len(contents.blocks)
+    config.parts_count = contents.parts_count
     config.ops_count = len(contents.ops)
     config.counter_stride = contents.counter_stride
 
 
-def _stripes(tables: ChainTables) -> int:
-    return 2 * (tables.row_words - tables.summary_span)
-
-
 def _pitch(size: int) -> int:
-    """Words per row: whole cache lines, or a part of one that never lies across two."""
+    """Words per row or part: whole cache lines, or a part of one that never lies across two."""
     return (
         -(-size // LINE) * LINE // 8 if size > LINE // 2 else 1 << (-(-size // 8) - 1).bit_length()
     )
 
 
-def _rows(tables: ChainTables, config: Config, pitch: int, block_base: int) -> U64:
-    """The chain's rows at the common width; references become absolute, and narrow if they can."""
-    span = tables.summary_span
-    own = np.ascontiguousarray(tables.rows[:, span:]).view("<u4") + np.uint32(block_base)
-    width = 2 if config.narrow else 4
-    wide = np.zeros((len(own), pitch), np.uint64)
-    for first in range(0, span, tables.summary_words):
-        to = first // tables.summary_words * config.summary_words
-        wide[:, to : to + tables.summary_words] = tables.rows[
-            :, first : first + tables.summary_words
-        ]
-    references = wide.view("<u2" if config.narrow else "<u4")
-    first = 8 * config.summary_span // width
-    references[:, first : first + config.stripes] = block_base
-    references[:, first : first + own.shape[1]] = own
+def _parts(tables: ChainTables, config: Config, block_base: int) -> U64:
+    """The chain's parts at the common width; references become absolute, and narrow if they can."""
+    own = np.ascontiguousarray(tables.parts[:, tables.summaries :]).view("<u4")
+    references = own[:, : config.stripes] + np.uint32(block_base)
+    return _wide(tables.parts[:, : tables.summaries], references, config, config.narrow)
+
+
+def _rows(tables: ChainTables, config: Config, parts: U64, part_base: int) -> U64:
+    """The chain's rows at the common width: their only parts, or tops and references to parts."""
+    own = np.ascontiguousarray(tables.rows[:, tables.summaries :]).view("<u4")
+    if not config.tall:
+        chosen: U64 = parts[own[:, 0]]
+        return chosen
+    named = np.full((len(own), config.summary_words), part_base, np.uint32)
+    named[:, : tables.summary_words] = own[:, : tables.summary_words] + np.uint32(part_base)
+    return _wide(tables.rows[:, : tables.summaries], named, config, config.narrow_parts)
+
+
+def _wide(heads: U64, references: U32, config: Config, narrow: int) -> U64:
+    """Tops or summaries, then references."""
+    width = 2 if narrow else 4
+    pitch = _pitch(8 * config.summaries + width * references.shape[1])
+    wide = np.zeros((len(heads), pitch), np.uint64)
+    wide[:, : heads.shape[1]] = heads
+    first = 8 * config.summaries // width
+    wide.view(f"<u{width}")[:, first : first + references.shape[1]] = references
     return wide
 
 

@@ -124,7 +124,7 @@ def _tables(chain: ChainPlan) -> Iterator[Row]:
     yield {
         "field": "all",
         "kind": f"{len(chain.tables.rows)} rows",
-        "classes": f"{len(chain.tables.blocks)} blocks",
+        "classes": f"{len(chain.tables.parts)} parts, {len(chain.tables.blocks)} blocks",
         "cells": f"{chain.tables.nbytes} bytes",
         "combined": "",
         "ends group": "",

@@ -70,17 +70,35 @@ def office(family: Family = Family.IPV4) -> Ruleset:
 Breaking = Callable[[ChainTables], ChainTables]
 
 
+def first_block(tables: ChainTables, row: int) -> int:
+    """The number of a row's first block."""
+    part = int(tables.rows[row, tables.summaries]) & 0xFFFFFFFF
+    return int(tables.parts[part, tables.summaries]) & 0xFFFFFFFF
+
+
 def flipped_bit(tables: ChainTables) -> ChainTables:
     blocks = tables.blocks.copy()
     policy = len(tables.ops) - 1
-    first = int(tables.rows[tables.axes[0].row_base, tables.summary_span]) & 0xFFFFFFFF
+    first = first_block(tables, tables.axes[0].row_base)
     blocks[first, policy // 64] ^= np.uint64(1 << policy % 64)
     return replace(tables, blocks=blocks)
 
 
 def hidden_leaf(tables: ChainTables) -> ChainTables:
+    parts = tables.parts.copy()
+    parts[:, 0] = 0
+    return replace(tables, parts=parts)
+
+
+def hidden_part(tables: ChainTables) -> ChainTables:
     rows = tables.rows.copy()
     rows[:, 0] = 0
+    return replace(tables, rows=rows)
+
+
+def missing_part(tables: ChainTables) -> ChainTables:
+    rows = tables.rows.copy()
+    rows[tables.axes[0].row_base :, tables.summaries] = len(tables.parts)
     return replace(tables, rows=rows)
 
 
@@ -154,7 +172,7 @@ def added_bit(tables: ChainTables) -> ChainTables:
     blocks = tables.blocks.copy()
     entry = len(tables.ops) - 2
     axis = tables.axes[0]
-    first = int(tables.rows[axis.row_base, tables.summary_span]) & 0xFFFFFFFF
+    first = first_block(tables, axis.row_base)
     assert not int(blocks[first, entry // 64]) >> entry % 64 & 1
     blocks[first, entry // 64] |= np.uint64(1 << entry % 64)
     return replace(tables, blocks=blocks)
@@ -193,6 +211,8 @@ BREAKINGS = (
     unknown_kind,
     flipped_bit,
     hidden_leaf,
+    hidden_part,
+    missing_part,
     swapped_operations,
     other_item,
     longer_skip,

@@ -7,13 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bpfilter.compiler.batch import packet_rows as packet_rows_of_many
-from bpfilter.compiler.classes import Vectors, distinct_blocks, exact_classes
+from bpfilter.compiler.classes import Vectors, distinct_blocks, exact_classes, stripe_count
 from bpfilter.compiler.fold import fold
 from bpfilter.compiler.intervals import partition
 from bpfilter.compiler.ir import Entry, OpKind, Space
 from bpfilter.compiler.layout import MAX_ENTRIES, MAX_GROUPS, AxisKind
+from bpfilter.compiler.rows import pack_rows
 from bpfilter.compiler.simulate import classify, matching_entries, packet_rows
 from bpfilter.compiler.tables import build_tables
 from bpfilter.compiler.tries import Trie4, trie4
@@ -160,18 +163,87 @@ def test_block_zero_is_zero_and_blocks_are_distinct() -> None:
 
 def test_the_summary_marks_exactly_the_leaf_words_that_are_not_zero() -> None:
     tables = build_tables(random_chain(8, 1200, Family.IPV4))
-    references = np.ascontiguousarray(tables.rows[:, tables.summary_words :]).view("<u4")
-    words = (tables.blocks[references] != 0).reshape(len(tables.rows), -1)
-    summary = tables.rows[:, : tables.summary_words].copy().view(np.uint8)
-    bits = np.unpackbits(summary, axis=1, bitorder="little").astype(bool)
-    assert (bits[:, : words.shape[1]] == words[:, : bits.shape[1]]).all()
+    references = np.ascontiguousarray(tables.parts[:, 1:]).view("<u4")
+    words = (tables.blocks[references] != 0).reshape(len(tables.parts), -1)
+    summary = tables.parts[:, :1].copy().view(np.uint8)
+    assert (np.unpackbits(summary, axis=1, bitorder="little").astype(bool) == words).all()
+
+
+def test_the_top_marks_exactly_the_parts_that_are_not_zero() -> None:
+    tables = build_tables(blocklist(9000))
+    named = np.ascontiguousarray(tables.rows[:, 1:]).view("<u4")
+    assert named.shape[1] >= tables.summary_words == 3
+    top = np.unpackbits(tables.rows[:, :1].copy().view(np.uint8), axis=1, bitorder="little")
+    filled = (tables.parts[:, 0] != 0)[named[:, :3]]
+    assert (top[:, :3].astype(bool) == filled).all()
+    assert not top[:, 3:].any()
+
+
+def test_an_address_of_a_blocklist_costs_one_short_row() -> None:
+    tables = build_tables(blocklist(9000))
+    assert len(tables.rows) > 9000
+    assert tables.rows.shape[1] == 3
+    assert len(tables.parts) < 2 * 4096 + 5
+    assert len(np.unique(tables.parts, axis=0)) == len(tables.parts)
+    assert not tables.parts[0].any()
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_chains_of_several_parts_give_the_walk_of_the_definition(paired: bool) -> None:
+    flat = blocklist(9000, paired)
+    assert build_tables(flat).paired is paired
+    first, last = 11 << 24, (11 << 24) + 3 * 8999
+    packets = [
+        dict.fromkeys(Field, 0) | {Field.SOURCE: source, Field.DESTINATION: destination}
+        for source in (0, first, first + 1, first + 3 * 4095, first + 3 * 4096, last, last + 1)
+        for destination in (0, first, first + 3 * 4096, first + 3 * 8000, last)
+    ]
+    assert_agree(flat, packets)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_rows_hold_the_bits_of_their_classes(data: st.DataObject) -> None:
+    entries = data.draw(st.sampled_from([1, 64, 512, 513, 4096, 4097, 9000]))
+    classes = data.draw(st.integers(2, 9))
+    held = data.draw(
+        st.lists(st.frozensets(st.integers(0, entries - 1)), min_size=classes, max_size=classes)
+    )
+    stripes = stripe_count(entries)
+    bits = np.zeros((classes, stripes * 512), np.uint8)
+    for number, some in enumerate(held):
+        bits[number, list(some)] = 1
+    blocks = np.packbits(bits, axis=1, bitorder="little").view("<u8").reshape(-1, 8)
+    refs = np.arange(len(blocks), dtype=np.uint32).reshape(classes, stripes).T
+    split = data.draw(st.integers(1, classes - 1))
+    groups = [Vectors(refs[:, part].copy(), blocks) for part in (slice(split), slice(split, None))]
+    rows = pack_rows(groups, entries, np.zeros(0, np.uint8))
+    assert rows.bases == (0, split)
+    named = np.ascontiguousarray(rows.rows[:, 1:]).view("<u4")[:, : rows.summary_words]
+    references = np.ascontiguousarray(rows.parts[named, 1:]).view("<u4").reshape(classes, -1)
+    found = np.ascontiguousarray(rows.blocks[references].reshape(classes, -1))
+    read = np.unpackbits(found.view(np.uint8), axis=1, bitorder="little")
+    for number, some in enumerate(held):
+        assert set(np.flatnonzero(read[number]).tolist()) == some
+
+
+def blocklist(count: int, paired: bool = False):
+    """Addresses, three apart; of a paired one every third entry asks for another address."""
+    boxes = []
+    for number in range(count):
+        address = (11 << 24) + 3 * number
+        one = Intervals.of([(address, address)])
+        both = {Field.SOURCE: one, Field.DESTINATION: one}
+        alone = {Field.SOURCE: one} if number % 3 else {Field.DESTINATION: one}
+        boxes.append((both if number % 3 == 2 else alone) if paired else {Field.SOURCE: one})
+    return chain_of([Entry(box, ALL_STATES, OpKind.DROP, 0, POLICY) for box in boxes])
 
 
 def test_equal_chains_give_equal_tables() -> None:
     first = build_tables(random_chain(4, 600, Family.IPV4))
     second = build_tables(random_chain(4, 600, Family.IPV4))
     assert first.axes == second.axes
-    for name in ("ids", "bounds", "rows", "blocks", "ops"):
+    for name in ("ids", "bounds", "rows", "parts", "blocks", "ops"):
         assert (getattr(first, name) == getattr(second, name)).all()
 
 

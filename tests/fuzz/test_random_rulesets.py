@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from bpfilter.cli.fuzz import Case, fuzz_command, make_case, smallest, try_case
+from bpfilter.compiler import tables, tries
 from bpfilter.errors import LabError, RulesetRefused
+from bpfilter.kernel import pack
 from bpfilter.lab.generate import random_ruleset
 from bpfilter.ruleset.fields import Family
 from bpfilter.ruleset.model import Backend
@@ -92,3 +94,17 @@ def test_a_failing_lab_is_counted_apart_and_fails_the_run(
     said = capsys.readouterr().out
     assert "ruleset 1: the lab failed: a frame of 98 bytes" in said
     assert "2 rulesets: 0 refused, 2 lab failures, 0 packets compared, 0 divergences" in said
+
+
+def test_large_lays_tables_out_as_those_of_large_sets_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "UNPAIRED_WORDS", tables.UNPAIRED_WORDS)
+    monkeypatch.setattr(tries, "TABLES_ALONE", tries.TABLES_ALONE)
+    monkeypatch.setattr(pack, "ALONE", pack.ALONE)
+    found = []
+
+    def tried(case: Case, packets: int) -> None:
+        found.append((tables.UNPAIRED_WORDS, tries.TABLES_ALONE, pack.ALONE))
+
+    monkeypatch.setattr("bpfilter.cli.fuzz.try_case", tried)
+    fuzz_command(rulesets=1, large=True)
+    assert found == [(0, -1, 0)]

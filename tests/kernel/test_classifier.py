@@ -93,6 +93,19 @@ def test_paired_rows_are_walked_as_written(family: Family, monkeypatch) -> None:
     check(41, family, 900, 60)
 
 
+@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("most", [1 << 16, 0])
+@pytest.mark.parametrize("entries", [12, 900, 5000])
+def test_rows_of_references_to_parts_are_walked_as_written(
+    entries: int, most: int, family: Family, monkeypatch
+) -> None:
+    """References of two bytes, and of four."""
+    monkeypatch.setattr("bpfilter.kernel.pack.ALONE", 0)
+    monkeypatch.setattr("bpfilter.kernel.pack.NARROW", most)
+    monkeypatch.setattr("bpfilter.compiler.tables.UNPAIRED_WORDS", 0)
+    check(47, family, entries, 60)
+
+
 @pytest.mark.parametrize("small", [1 << 14, 0])
 @pytest.mark.parametrize("entries", [10, 900])
 def test_lists_in_tries_are_read_as_written(small: int, entries: int, monkeypatch) -> None:

@@ -131,7 +131,7 @@ def test_templates_of_another_version_are_refused() -> None:
 def test_the_verifiers_last_lines_are_in_the_error() -> None:
     before = descriptors()
     with BpfObject(TEMPLATES / "classifier.bpf.o") as loaded:
-        constants = config.Config(summary_words=9, stripes=9, pitch=128, rows_count=9)
+        constants = config.Config(summary_words=9, tall=1, pitch=128, rows_count=9)
         constants.slots[0].used = 1
         constants.slots[0].states = 1
         constants.slots[0].stateful = 1
