@@ -44,7 +44,7 @@ _SELECTIVE = 256
 _SLICE = 1.0
 _FEW = 3
 """Boxes that a person reads without a summary."""
-_MOST_CUT = 64
+_MOST_CUT = 32
 """Changes that are cut into boxes, the largest: of the others it is said what holds them."""
 
 
