@@ -42,6 +42,8 @@ _CACHE = 1 << 18
 _SELECTIVE = 256
 """Edited rules that the others are first compared with by their ranges."""
 _SLICE = 1.0
+_EXAMPLES_TRIED = 64
+"""Packets that may end at a rule, looked at one by one before all of them are."""
 _FEW = 3
 """Boxes that a person reads without a summary."""
 _MOST_CUT = 32
@@ -332,12 +334,16 @@ class _Attempt:
 
 def _decides(rule: Rule, packets: Packets, fates: PacketFates, diagrams: Diagrams) -> bool:
     """Whether any of these packets ends at the rule; most often the first that comes does."""
-    example = diagrams.example(packets)
-    if example is None:
-        return False
-    here = fates.decide(diagrams.point(*example), fates.near_packet(example[0]))
-    if any(decided.rule == rule.ref for decided in here):
-        return True
+    for _ in range(_EXAMPLES_TRIED):
+        example = diagrams.example(packets)
+        if example is None:
+            return False
+        first = fates.first(*example)
+        if first is rule:
+            return True
+        if first is None:
+            break
+        packets = packets & ~fates.held(first)  # it stands before the rule
     near = fates.near_own(rule)
     return any(decided.rule == rule.ref for decided in fates.decide(packets, near))
 

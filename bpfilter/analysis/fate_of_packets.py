@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bpfilter.analysis.conditions import Scene
+from bpfilter.analysis.conditions import Scene, static_part
 from bpfilter.analysis.diagrams import Diagrams, Packets
 from bpfilter.analysis.hulls import Hulls, Known
 from bpfilter.analysis.meaning import Conditions
@@ -58,7 +58,9 @@ class PacketFates:
             for chain in self._table.chains.values()
             for rule in chain.rules
         }
-        self._conditions = Conditions(treatments, Scene.of(hook, space), diagrams)
+        self._scene = Scene.of(hook, space)
+        self._treatments = treatments
+        self._conditions = Conditions(treatments, self._scene, diagrams)
         self._texts: dict[RuleRef, str] = {}
         self._decided: list[Decided] = []
         self._near: Near | None = None
@@ -98,6 +100,22 @@ class PacketFates:
     def near_packet(self, packet: Mapping[Field, int]) -> Near | None:
         """As `near_own`, of a single packet."""
         return None if self._hulls is None else self._chosen(self._hulls.holding(packet).tolist())
+
+    def first(self, packet: Mapping[Field, int], state: int) -> Rule | None:
+        """The static rule of the built-in chain that decides one packet, without diagrams.
+
+        None where that takes more: `near` was not asked before, or a jump or a dynamic rule holds
+        the packet, or no rule does.
+        """
+        for rule in (self.near_packet(packet) or {}).get(self._hook[1], ()):
+            parts = static_part(rule, self._treatments[rule.ref], self._scene.space)
+            if all(
+                any(all(self._scene.holds(term, packet, state) for term in terms) for terms in part)
+                for part in parts
+            ):
+                plain = len(parts) == len(rule.matches) and rule.target.kind is TargetKind.VERDICT
+                return rule if plain and rule.target.name != "RETURN" else None
+        return None
 
     def _chosen(self, rows: Iterable[int]) -> Near:
         found: dict[str, list[Rule]] = {}

@@ -226,7 +226,8 @@ def test_a_legacy_table_that_appears_punts() -> None:
             classifier.set_generation(classifier.observe_generation())
             net.fw("iptables-legacy", "-L", "-n")
             net.send(udp(1))
-            assert classifier.punts() == {Reason.GENERATION: 1}
+            # A router solicitation of the kernel's own may come beside it.
+            assert classifier.punts().keys() == {Reason.GENERATION}
 
 
 def test_live_input_decides_only_unicast_to_local_addresses(net: Network) -> None:
